@@ -1,0 +1,52 @@
+# make book and make test do everything from a fresh clone: they need Python 3.11 or newer, and nothing else.
+# The first one that runs makes the environment .venv; later calls install nothing until a requirement changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install book test lint format bench notebooks lab clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install the pinned requirements and the package into it
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "requirements.txt pins versions for Python 3.11 or newer, but $(PYTHON) is older or missing."; \
+	  echo "Name another one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+book: $(INSTALLED) ## execute and build the book into _build/html
+	# -W reports a warning once only: after a failure the next build starts afresh.
+	$(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/html _build/.doctrees; exit 1; }
+
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## run ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff fix and format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED) ## time numba_pool against torch's native op on this machine
+	$(BIN)/python -m numba_pool.benchmark
+
+notebooks: $(INSTALLED) ## write the chapters as notebooks into _build/notebooks
+	$(BIN)/python book/_ext/notebooks.py _build/notebooks
+
+lab: notebooks ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=_build/notebooks
+
+clean: ## remove what was built, but keep .venv
+	rm -rf _build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,111 @@
+"""Local Sphinx extension: what the book needs beyond Jupyter Book's own settings."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from docutils import nodes
+
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
+
+ROOT = notebooks.ROOT
+
+# Names of other projects' documentation. A table of the few in use, since intersphinx fetches its inventories.
+PYTHON = "https://docs.python.org/3/library/"
+TORCH = "https://docs.pytorch.org/docs/stable/"
+LINKS = {
+    "bool": PYTHON + "functions.html#bool",
+    "dict": PYTHON + "stdtypes.html#dict",
+    "float": PYTHON + "functions.html#float",
+    "int": PYTHON + "functions.html#int",
+    "list": PYTHON + "stdtypes.html#list",
+    "str": PYTHON + "stdtypes.html#str",
+    "tuple": PYTHON + "stdtypes.html#tuple",
+    "NotImplementedError": PYTHON + "exceptions.html#NotImplementedError",
+    "RuntimeError": PYTHON + "exceptions.html#RuntimeError",
+    "TypeError": PYTHON + "exceptions.html#TypeError",
+    "ValueError": PYTHON + "exceptions.html#ValueError",
+    "numpy.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+    "torch.Tensor": TORCH + "tensors.html",
+    "torch.device": TORCH + "tensor_attributes.html#torch.device",
+    "torch.dtype": TORCH + "tensor_attributes.html#torch.dtype",
+    "torch.nn.Module": TORCH + "generated/torch.nn.Module.html",
+    "torch.nn.AdaptiveAvgPool2d": TORCH + "generated/torch.nn.AdaptiveAvgPool2d.html",
+    "torch.nn.functional.adaptive_avg_pool2d": TORCH
+    + "generated/torch.nn.functional.adaptive_avg_pool2d.html",
+}
+
+DOWNLOAD = {"en": "Download this chapter as a notebook", "zh_CN": "下载本章的 notebook"}
+
+
+def executed_sources_digest():
+    """Return a digest of all that a chapter's results depend on, beside its own text."""
+    files = [ROOT / "requirements.txt"]
+    for folder, suffixes in ((ROOT / "numba_pool", {".py"}), (ROOT / "book", {".py", ".json"})):
+        files += sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def key_cache(app, config):
+    """Give every state of the package its own cache of results: Jupyter's key is the chapter's text alone."""
+    config.nb_execution_cache_path = str(ROOT / "_build" / ".jupyter_cache" / config.executed_sources_digest)
+
+
+def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
+    """Leave out inline scripts that the theme adds twice: the second declaration of a constant is an error."""
+    seen, kept = set(), []
+    for script in context.get("script_files", []):
+        body = getattr(script, "attributes", {}).get("body")
+        if not body or body not in seen:
+            kept.append(script)
+        seen.add(body)
+    context["script_files"] = kept
+
+
+def link_known_name(app, env, node, contnode):
+    """Resolve a reference to a name of Python, NumPy or torch."""
+    if uri := LINKS.get(node["reftarget"]):
+        return nodes.reference("", "", contnode, refuri=uri, internal=False)
+    return None
+
+
+def notebook_of(app, pagename):
+    """Return the source of `pagename` and its notebook's name if the page is executable, else None."""
+    source = Path(app.env.doc2path(pagename))
+    return (source, notebooks.target_name(source)) if notebooks.is_executable(source) else None
+
+
+def offer_notebook(app, doctree, pagename):
+    """Put a link to the page's own notebook under its title."""
+    if app.builder.format != "html" or not (found := notebook_of(app, pagename)):
+        return
+    up = "../" * pagename.count("/")
+    link = nodes.reference(
+        "", DOWNLOAD[app.config.language], refuri=f"{up}notebooks/{found[1].as_posix()}", classes=["download-notebook"]
+    )
+    title = next(iter(doctree.findall(nodes.title)))
+    title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link, classes=["download-notebook"]))
+
+
+def write_notebooks(app, exception):
+    """Write every executable page's notebook beside the pages."""
+    if exception or app.builder.format != "html":
+        return
+    for pagename in app.env.found_docs:
+        if found := notebook_of(app, pagename):
+            notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1])
+
+
+def setup(app):
+    """Register the hooks."""
+    app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
+    app.connect("config-inited", key_cache, priority=1)
+    app.connect("html-page-context", drop_duplicate_scripts, priority=900)
+    app.connect("missing-reference", link_known_name)
+    app.connect("doctree-resolved", offer_notebook)
+    app.connect("build-finished", write_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,121 @@
+"""Write the book's executable chapters as notebooks without outputs, one `.ipynb` for each MyST source.
+
+Usage: python book/_ext/notebooks.py FOLDER
+"""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DIRECTIVE = re.compile(
+    r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]?(?P<argument>.*)\n"
+    r"(?P<options>(?::[\w-]+:.*\n)*)(?P<body>(?:.*\n)*?)(?P=fence)[ ]*$",
+    re.MULTILINE,
+)
+OPTION = re.compile(r"^:([\w-]+): ?(.*)$", re.MULTILINE)
+ROLE = re.compile(r"\{([\w:-]+)\}(`+)(.+?)\2", re.DOTALL)
+LABEL = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
+LINK = re.compile(r"(\]\([^)\s:]+)\.md(#[^)]*)?\)")
+
+CODE_ROLES = {"class", "func", "meth", "mod", "attr", "data", "exc", "obj"}
+
+
+def chapters():
+    """Return the book's executable sources, in the order of the table of contents."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    names = re.findall(r"'(?:file|root)': '([^']+)'", repr(toc))
+    sources = [ROOT / f"{name}.md" for name in names]
+    return [source for source in sources if is_executable(source)]
+
+
+def is_executable(source):
+    """Tell whether the file `source` is a MyST notebook."""
+    return source.suffix == ".md" and "\n```{code-cell}" in source.read_text(encoding="utf-8")
+
+
+def source_of(path, name):
+    """Return the source text of the function or class `name` in the file `path`."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    raise LookupError(f"{path} defines no {name}")
+
+
+def plain(markdown, folder):
+    """Return MyST `markdown` of a chapter in `folder` as the plain Markdown that Jupyter renders."""
+
+    def directive(match):
+        name, argument = match["name"], match["argument"].strip()
+        options = dict(OPTION.findall(match["options"]))
+        body = plain(match["body"].strip("\n"), folder)
+        if name == "literalinclude":
+            path = folder / argument
+            return f"```python\n{source_of(path, options['pyobject'])}\n```"
+        if name == "math":
+            return f"$$\n{body}\n$$"
+        if name == "raw" or not (body or argument):
+            return ""
+        if name == "figure":
+            return f"![{options.get('alt', '')}]({argument})\n\n*{body}*"
+        if name == "solution":
+            return f"<details><summary>Solution</summary>\n\n{body}\n\n</details>"
+        if name.startswith(("solution", "exercise")):
+            title = name.split("-")[0].capitalize() + (f": {argument}" if name.startswith("exercise") and argument else "")
+            return "" if name.endswith("-end") else f"**{title}**\n\n{body}"
+        title = argument or name.split(":")[-1].capitalize()
+        return "\n".join(f"> {line}".rstrip() for line in f"**{title}**\n\n{body}".splitlines())
+
+    def role(match):
+        text = match[3].partition(" <")[0].lstrip("~")
+        kind = match[1].split(":")[-1]
+        if kind in CODE_ROLES:
+            return f"`{text.rpartition('.')[2] if match[3].startswith('~') else text}`"
+        return f"${text}$" if kind == "math" else f"[{text}]" if kind.startswith("cite") else text
+
+    markdown = DIRECTIVE.sub(directive, LABEL.sub("", markdown + "\n"))
+    return LINK.sub(r"\1.ipynb\2)", ROLE.sub(role, markdown)).strip("\n")
+
+
+def notebook(source):
+    """Return the chapter in the file `source` as a notebook without outputs."""
+    result = jupytext.read(source, fmt="md:myst")
+    for cell in result.cells:
+        if cell.cell_type == "markdown":
+            cell.source = plain(cell.source, source.parent)
+    result.cells = [cell for cell in result.cells if cell.source]
+    result.metadata = nbformat.from_dict({"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}})
+    return result
+
+
+def write(source, target):
+    """Write the chapter in the file `source` to the notebook file `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook(source), target)
+
+
+def target_name(source):
+    """Return where the notebook of the chapter `source` lies, relative to the folder of all notebooks."""
+    return source.relative_to(ROOT / "book").with_suffix(".ipynb")
+
+
+def main(folder):
+    """Write every chapter's notebook below `folder` and print its path."""
+    for source in chapters():
+        target = Path(folder) / target_name(source)
+        write(source, target)
+        print(target)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])
