@@ -148,7 +148,7 @@
     }
 
     const sliders = names.map(name => {
-      const shown = element("output", {}, String(size[name]));
+      const shown = element("span", {}, String(size[name]));
       const slider = element("input", { type: "range", min: 1, max: MAX, value: size[name], name });
       slider.addEventListener("input", () => {
         size[name] = Number(slider.value);

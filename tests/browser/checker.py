@@ -1,0 +1,82 @@
+"""What a page must not do: log an error, load from elsewhere, overflow, or fall short of axe's rules."""
+
+import contextlib
+import functools
+import http.server
+import threading
+
+# name: (width, height, color scheme, touch)
+VIEWS = {
+    "desktop": (1280, 900, "light", False),
+    "phone": (390, 844, "light", True),
+    "dark": (1280, 900, "dark", False),
+}
+
+AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+
+AXE_RUN = """async rules => (await axe.run(document, {runOnly: rules})).violations.flatMap(
+    v => v.nodes.map(n => `axe: ${v.id} at ${n.target.join(' ')}`))"""
+
+# Scripts that typeset or decorate the page late: axe must see what the reader sees.
+SETTLED = """() => Promise.all([
+    document.fonts.ready, ...(window.MathJax && MathJax.startup ? [MathJax.startup.promise] : [])]).then(() => true)"""
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serve files, and say nothing of it."""
+
+    def log_message(self, format, *args):
+        """Do not write a line for every request."""
+
+
+@contextlib.contextmanager
+def serve(folder):
+    """Serve `folder` on this machine alone and give the address, which ends with a slash."""
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def view(browser, name, site, **options):
+    """Give a fresh browser context of the view `name`, in which nothing but `site` can be reached."""
+    width, height, scheme, touch = VIEWS[name]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch, **options
+    )
+    context.route(lambda url: not url.startswith((site, "data:", "blob:")), lambda route: route.abort())
+    try:
+        yield context
+    finally:
+        context.close()
+
+
+def faults(context, site, path, axe):
+    """Open ``site + path`` and return what is wrong with the page, one line each."""
+    found = []
+
+    def on_console(message):
+        if message.type == "error":
+            found.append(f"console: {message.text}")
+
+    def on_request(request):
+        if not request.url.startswith((site, "data:", "blob:")):
+            found.append(f"leaves the site: {request.url}")
+
+    page = context.new_page()
+    try:
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: found.append(f"page error: {error}"))
+        page.on("request", on_request)
+        page.goto(site + path, wait_until="load")
+        page.wait_for_function(SETTLED)
+        scroll, inner = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        if scroll > inner:
+            found.append(f"overflows: {scroll} > {inner}")
+        page.evaluate(axe)
+        found += page.evaluate(AXE_RUN, AXE_RULES)
+    finally:
+        page.close()
+    return found
