@@ -1,0 +1,164 @@
+"""How it is timed: checked first, then interleaved."""
+
+import time
+
+import torch
+from torch.utils.benchmark import Timer
+
+from .providers import native
+
+
+class WrongResult(Exception):
+    """A provider's result differs from the expected one: there is nothing to time."""
+
+
+def expect(case, mode, input, grad_output):
+    """Compute what `mode` should return, by the native op in float64.
+
+    Parameters
+    ----------
+    case : Case
+        Its output size is pooled to.
+    mode : str
+        ``"forward"`` gives the output; ``"backward"`` and ``"full"`` give the gradient of the input.
+    input, grad_output : torch.Tensor
+        Shapes ``(N, C, H, W)`` and ``(N, C, oH, oW)``.
+
+    Returns
+    -------
+    want : torch.Tensor
+        The result, float64.
+    scale : torch.Tensor
+        The result for the absolute values: rounding errors are in proportion to it.
+    terms : float
+        How many numbers are added for one element of the result, about.
+    """
+    input, grad_output = input.double(), grad_output.double()
+    if mode == "forward":
+        want, scale = (native(values, case.output_size) for values in (input, input.abs()))
+        return want, scale, max(1.0, case.window)
+    leaf = input.requires_grad_()
+    output = native(leaf, case.output_size)
+    want, scale = (
+        torch.autograd.grad(output, leaf, grad, retain_graph=True)[0] for grad in (grad_output, grad_output.abs())
+    )
+    return want, scale, max(1.0, 1 / case.window)
+
+
+def check(result, want, scale, terms, chained):
+    """Raise `WrongResult` unless a result is as near to the expected one as its type allows.
+
+    The last rounding may err by the unit of the result's own type.
+    Sums are held to 64 units of float32 (of float64 for float64), however many terms they have.
+    A chained provider, which adds one term after the other in the result's own type, is held to a bound that grows
+    with the root of the number of terms.
+
+    Parameters
+    ----------
+    result : torch.Tensor
+        What the provider returned.
+    want, scale, terms
+        As `expect` returns them.
+    chained : bool
+        Whether the wider bound holds.
+
+    Raises
+    ------
+    WrongResult
+        With the largest error and the bound at that place.
+    """
+    if result.shape != want.shape:
+        raise WrongResult(f"shape {tuple(result.shape)}, expected {tuple(want.shape)}")
+    own = torch.finfo(result.dtype).eps
+    growth = own * (64 + 8 * terms**0.5) if chained else min(own, torch.finfo(torch.float32).eps) * 64
+    tiny = torch.finfo(result.dtype).smallest_normal * own
+    bound = own * want.abs() + growth * scale + tiny
+    error = (result.double() - want).abs()
+    outside = ~(error <= bound)  # so that a NaN is outside
+    if outside.any():
+        at = int((error - bound).nan_to_num(torch.inf).argmax())
+        found, right, allowed = (values.flatten()[at].item() for values in (result, want, bound))
+        raise WrongResult(
+            f"{int(outside.sum())} of {outside.numel()} elements are off; "
+            f"the worst is {found:.6g}, expected {right:.6g} ± {allowed:.2g}"
+        )
+
+
+def first_call(call, device):
+    """Call once; return the result and the seconds it took, compilation included."""
+    started = time.perf_counter()
+    result = call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
+
+
+def cpu_sampler(call, threads):
+    """Return ``sample(number)``: the seconds for one of `number` calls, by `torch.utils.benchmark.Timer`.
+
+    Every sample begins with two calls or more that are not timed, so each provider finds its own warm state
+    although another one ran in between.
+    """
+    timer = Timer("call()", globals={"call": call}, num_threads=threads)
+    return lambda number: timer.timeit(number).median
+
+
+def cuda_sampler(call, threads):
+    """Return ``sample(number)``: the seconds for one of `number` calls between two CUDA events."""
+
+    def sample(number):
+        for _ in range(2):
+            call()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(number):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / number
+
+    return sample
+
+
+SAMPLERS = {"cpu": cpu_sampler, "cuda": cuda_sampler}
+
+
+def interleave(samplers, block=0.004, seconds=0.5, rounds=(5, 15), clock=time.perf_counter):
+    """Sample several functions in turn, so that a disturbance hits all of them alike.
+
+    One sample is the mean over a block of calls; every second round runs in the opposite order.
+
+    Parameters
+    ----------
+    samplers : dict of str to callable
+        ``sample(number)`` returns the seconds for one of `number` calls.
+    block : float
+        Seconds that the calls of one sample should take together.
+    seconds : float
+        Stop after a round that ends later than this, once there are enough rounds.
+    rounds : tuple of int
+        The fewest and the most rounds.
+    clock : callable
+        Tells the time in seconds.
+
+    Returns
+    -------
+    dict of str to list of float
+        Seconds for each call; entry ``i`` of every list belongs to round ``i``, which makes ratios pairwise.
+    """
+    numbers = {}
+    for name, sample in samplers.items():
+        number = 1
+        # One call of a few microseconds would be a poor guess: the block grows until it is long enough.
+        while (taken := sample(number) * number) < block / 4 and number < 1_000_000:
+            number *= 8
+        numbers[name] = max(1, round(number * block / taken))
+    samples = {name: [] for name in samplers}
+    started = clock()
+    for i in range(rounds[1]):
+        order = list(samplers) if i % 2 == 0 else list(reversed(samplers))
+        for name in order:
+            samples[name].append(samplers[name](numbers[name]))
+        if i + 1 >= rounds[0] and clock() - started > seconds:
+            break
+    return samples

@@ -1,0 +1,466 @@
+"""The benchmark: what it refuses to time, what it computes from timings, what it keeps, what its command line does."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from numba_pool import reference
+from numba_pool.benchmark import __main__ as command
+from numba_pool.benchmark import report, studies, timing
+from numba_pool.benchmark.cases import ALL_DTYPES, CASES, SERIES, Case
+from numba_pool.benchmark.progress import Progress
+from numba_pool.benchmark.providers import BASELINE, LIMIT, MODES, PROVIDERS, Provider, for_device, native
+from numba_pool.benchmark.records import Measurement, Record, describe_machine, ratios
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = Case("small", "does not divide", (2, 3, 7, 9), (3, 4), ALL_DTYPES, strided=True)
+SHORT = {"block": 1e-4, "seconds": 0.0, "rounds": (2, 2)}
+NATIVE = Provider("torch", "any", lambda: native, chained=True)
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Leave torch's number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def measured(provider="numba-cpu", samples=(1.0, 2.0, 4.0), **fields):
+    """Return a measurement with made-up samples."""
+    made = Measurement(
+        "cases", "small", "made up", (2, 3, 7, 9), (3, 4), "forward", provider, "NCHW", "float32", 1, 1000, 0.5, samples
+    )
+    return replace(made, **fields)
+
+
+def recorded(*measurements):
+    """Return a record of an invented machine."""
+    machine = {
+        "device": "cpu",
+        "name": "invented",
+        "cores": 2,
+        "date": "2026-01-01 00:00 UTC",
+        "numba_pool": "0.1.0",
+        "commit": "abc",
+        "versions": {"torch": "2.0", "numba": "0.60"},
+        "threading_layer": "omp",
+        "huge_pages": "madvise",
+    }
+    return Record(machine, list(measurements), [], [])
+
+
+class TestCases:
+    def test_at_least_forty_with_names_of_their_own_and_a_reason_each(self):
+        assert len(CASES) >= 40
+        names = [case.name for case in (*CASES, *SERIES, *studies.NETWORKS)]
+        assert len(set(names)) == len(names)
+        assert all(len(case.reason) > 10 for case in CASES)
+
+    def test_every_case_is_timed_in_float32_and_both_layouts(self):
+        for case in CASES:
+            assert "float32" in case.dtypes
+            assert set(case.dtypes) <= set(ALL_DTYPES)
+            assert {"NCHW", "NHWC"} <= set(case.layouts("float32"))
+
+    def test_a_part_is_timed_in_other_types_and_strided(self):
+        assert sum(case.dtypes == ALL_DTYPES for case in CASES) >= 8
+        assert sum(case.strided for case in CASES) >= 3
+
+    @pytest.mark.parametrize(
+        ("plane", "output_size"),
+        [
+            ((7, 7), (1, 1)), ((8, 8), (1, 1)), ((14, 14), (1, 1)), ((13, 13), (6, 6)), ((7, 7), (7, 7)),
+            ((56, 56), (1, 1)), ((112, 112), (1, 1)), ((60, 60), (1, 1)), ((60, 60), (2, 2)), ((60, 60), (3, 3)),
+            ((60, 60), (6, 6)), ((56, 56), (7, 5)), ((57, 57), (56, 56)), ((224, 224), (50, 50)),
+            ((4096, 4096), (1, 1)), ((4096, 4096), (7, 7)),
+        ],
+    )  # fmt: skip
+    def test_holds_the_shapes_that_people_use(self, plane, output_size):
+        assert any(case.input_size[2:] == plane and case.output_size == output_size for case in CASES)
+
+    def test_window_and_element_counts(self):
+        case = Case("x", "y", (2, 3, 8, 6), (4, 2))
+        assert (case.planes, case.input_elements, case.output_elements, case.window) == (6, 288, 48, 6.0)
+
+
+class TestCorrectnessFirst:
+    @pytest.mark.parametrize("mode", MODES)
+    def test_expected_result_is_the_reference(self, mode):
+        generator = torch.Generator().manual_seed(1)
+        input = torch.randn(SMALL.input_size, generator=generator)
+        grad_output = torch.randn((2, 3, 3, 4), generator=generator)
+        want, scale, _ = timing.expect(SMALL, mode, input, grad_output)
+
+        def expected(input, grad_output):
+            if mode == "forward":
+                return reference.forward(input.double().numpy(), (3, 4))
+            return reference.backward(grad_output.double().numpy(), (7, 9))
+
+        np.testing.assert_allclose(want, expected(input, grad_output), rtol=1e-12)
+        np.testing.assert_allclose(scale, expected(input.abs(), grad_output.abs()), rtol=1e-12)
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("dtype", ALL_DTYPES)
+    @pytest.mark.parametrize("layout", SMALL.layouts("float32"))
+    def test_right_results_pass(self, mode, dtype, layout):
+        task = studies.layer_task(SMALL, mode, layout, getattr(torch, dtype), "cpu")
+        measurements, skipped = studies.measure(task, [PROVIDERS["torch"], PROVIDERS["numba-cpu"]], 1, **SHORT)
+        assert {m.provider for m in measurements} - {LIMIT} == {"torch", "numba-cpu"}
+        assert not skipped
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda input, size: native(input, size) * (1 + 1e-4),
+            lambda input, size: native(input, size)[..., :-1],
+            lambda input, size: native(input.roll(1, -1), size),
+            lambda input, size: native(input, size) + float("nan"),
+            lambda input, size: torch.nn.functional.interpolate(input, size, mode="bilinear"),
+        ],
+        ids=["scaled", "shape", "shifted", "nan", "interpolated"],
+    )
+    def test_a_wrong_provider_stops_the_run(self, wrong):
+        task = studies.layer_task(SMALL, "forward", "NCHW", torch.float32, "cpu")
+        with pytest.raises(
+            timing.WrongResult, match="bad is wrong at case small, mode forward, layout NCHW, dtype float32"
+        ):
+            studies.measure(task, [NATIVE, Provider("bad", "cpu", lambda: wrong)], 1, **SHORT)
+
+    def test_a_wrong_gradient_stops_the_run(self):
+        class Wrong(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, input, size):
+                ctx.input_size = input.shape
+                return native(input, size)
+
+            @staticmethod
+            def backward(ctx, grad_output):
+                return torch.nn.functional.interpolate(grad_output, ctx.input_size[2:]), None
+
+        for mode in ("backward", "full"):
+            task = studies.layer_task(SMALL, mode, "NCHW", torch.float32, "cpu")
+            with pytest.raises(timing.WrongResult, match=f"mode {mode}"):
+                studies.measure(task, [Provider("bad", "cpu", lambda: Wrong.apply)], 1, **SHORT)
+
+    def test_accumulating_in_bfloat16_is_wrong_unless_chained(self):
+        case = Case("upsampled", "many terms", (1, 1, 2, 2), (64, 64), ("bfloat16",))
+        task = studies.layer_task(case, "backward", "NCHW", torch.bfloat16, "cpu")
+        studies.measure(task, [NATIVE], 1, **SHORT)
+        with pytest.raises(timing.WrongResult):
+            studies.measure(task, [replace(NATIVE, chained=False)], 1, **SHORT)
+
+    def test_the_command_stops_with_status_one(self, monkeypatch, capsys):
+        bad = Provider("numba-cpu", "cpu", lambda: lambda input, size: native(input, size) * 1.01)
+        monkeypatch.setitem(PROVIDERS, "numba-cpu", bad)
+        assert command.main(["--quick", "--cases", "^call 8", "--modes", "forward", "--dtypes", "float32"]) == 1
+        assert "stopped: numba-cpu is wrong at case call 8 to 2" in capsys.readouterr().err
+
+    def test_only_a_compiler_may_be_missing(self):
+        def fail():
+            raise RuntimeError("no C++ compiler")
+
+        task = studies.layer_task(SMALL, "forward", "NCHW", torch.float32, "cpu")
+        measurements, skipped = studies.measure(task, [NATIVE, Provider("torch-compile", "any", fail)], 1, **SHORT)
+        assert {m.provider for m in measurements} == {"torch", LIMIT}
+        assert skipped[0]["reason"] == "RuntimeError: no C++ compiler"
+        with pytest.raises(RuntimeError, match="no C"):
+            studies.measure(task, [NATIVE, Provider("numba-cpu", "cpu", fail)], 1, **SHORT)
+
+
+class TestInterleave:
+    def made_samplers(self, log, times):
+        def sampler(name):
+            def sample(number):
+                log.append((name, number))
+                return times[name]
+
+            return sample
+
+        return {name: sampler(name) for name in times}
+
+    def test_takes_turns_in_alternating_order(self):
+        log = []
+        samplers = self.made_samplers(log, {"a": 1.0, "b": 2.0})
+        samples = timing.interleave(samplers, block=0.5, rounds=(4, 4))
+        assert "".join(name for name, _ in log[2:]) == "abbaabba"
+        assert samples == {"a": [1.0] * 4, "b": [2.0] * 4}
+
+    def test_blocks_take_about_the_asked_time(self):
+        log = []
+        timing.interleave(self.made_samplers(log, {"a": 1e-6, "b": 3e-4, "c": 1.0}), block=6e-3, rounds=(1, 1))
+        assert dict(log[-3:]) == {"a": 6000, "b": 20, "c": 1}
+
+    def test_stops_in_time_but_not_before_the_fewest_rounds(self):
+        now = [0.0]
+
+        def sample(number):
+            now[0] += 0.1
+            return 1.0
+
+        for seconds, rounds in ((0.0, 3), (0.55, 6), (99.0, 9)):
+            samples = timing.interleave({"a": sample}, seconds=seconds, rounds=(3, 9), clock=lambda: now[0])
+            assert len(samples["a"]) == rounds
+
+    def test_a_sample_is_the_time_of_one_call(self):
+        def call():
+            total = 0
+            for i in range(20_000):
+                total += i
+            return total
+
+        sample = timing.cpu_sampler(call, 1)
+        assert 0.2 < sample(10) / sample(20) < 5
+        assert 1e-5 < sample(10) < 1e-1
+
+
+class TestStatistics:
+    def test_ratios_are_pairwise(self):
+        baseline = measured(BASELINE, (8.0, 8.0, 16.0))
+        assert ratios(baseline, measured()).tolist() == [8.0, 4.0, 4.0]
+
+    def test_a_disturbance_of_both_leaves_the_ratio(self):
+        record = recorded(measured(BASELINE, (3.0, 30.0, 3.0)), measured(samples=(1.0, 10.0, 1.0)))
+        assert record.ratio(record.measurements[1]) == (3.0, 3.0, 3.0)
+
+    def test_other_rounds_do_not_pair(self):
+        with pytest.raises(ValueError, match="not from the same rounds"):
+            ratios(measured(BASELINE, mode="full"), measured())
+        with pytest.raises(ValueError, match="not from the same rounds"):
+            ratios(measured(BASELINE, (1.0,)), measured())
+
+    def test_median_quantiles_and_bandwidth(self):
+        made = measured(samples=(5.0, 1.0, 3.0, 2.0, 4.0), bytes_moved=6_000_000_000)
+        assert (made.median, made.gbps) == (3.0, 2.0)
+        assert made.quantile(0.2) == pytest.approx(1.8)
+        assert made.quantile(0.8) == pytest.approx(4.2)
+
+    def test_summary_has_geometric_mean_worst_case_and_the_losers(self):
+        record = recorded(
+            *(
+                m
+                for case, ours in (("fast", 1.0), ("even", 4.0), ("slow", 8.0))
+                for m in (measured(BASELINE, (4.0,), case=case), measured(samples=(ours,), case=case))
+            )
+        )
+        (row,) = report.summarize(record, "numba-cpu")
+        assert row["mean"] == pytest.approx((4 * 1 * 0.5) ** (1 / 3))
+        assert (row["cases"], row["worst"], row["worst_case"], row["losing"]) == (3, 0.5, "slow", ["slow"])
+        ((loser, ratio),) = report.losses(record, "numba-cpu")
+        assert (loser.case, ratio) == ("slow", (0.5, 0.5, 0.5))
+
+    def test_groups_are_not_mixed(self):
+        record = recorded(
+            *(
+                m
+                for t in (1, 2)
+                for m in (measured(BASELINE, (t * 3.0,), threads=t), measured(samples=(1.0,), threads=t))
+            )
+        )
+        assert [(row["threads"], row["mean"]) for row in report.summarize(record, "numba-cpu")] == [
+            (1, pytest.approx(3.0)),
+            (2, pytest.approx(6.0)),
+        ]
+
+    def test_the_limit_counts_for_large_inputs_and_windows_only(self):
+        def pair(case, input_size, bytes_moved):
+            fields = {"case": case, "input_size": input_size}
+            return measured(LIMIT, (1.0,), bytes_moved=bytes_moved, **fields), measured(samples=(1.5,), **fields)
+
+        record = recorded(
+            *pair("counts", (1, 1, 12, 16), 40_000_000),
+            *pair("small input", (1, 1, 12, 17), 1_000_000),
+            *pair("small window", (1, 1, 12, 15), 40_000_000),
+        )
+        ((m, ratio),) = report.against_limit(record, "numba-cpu")
+        assert (m.case, ratio) == ("counts", (1.5, 1.5, 1.5))
+
+
+class TestRecord:
+    def test_round_trip(self, tmp_path):
+        record = recorded(
+            measured(BASELINE, (0.25, 0.5)), measured(samples=(0.125, 0.5)), measured(samples=(0.5,), mode="full")
+        )
+        record.skipped.append({"provider": "torch-compile", "reason": "no compiler"})
+        path = tmp_path / "folder" / "record.json"
+        record.save(path)
+        assert Record.load(path) == record
+
+    def test_lines_hold_what_follows_from_the_samples(self, tmp_path):
+        path = tmp_path / "record.json"
+        recorded(measured(BASELINE, (2.0, 4.0)), measured(samples=(1.0, 1.0))).save(path)
+        line = json.loads(path.read_text())["measurements"][1]
+        assert line["median"] == 1.0
+        assert (line["ratio_median"], line["ratio_p20"], line["ratio_p80"]) == (3.0, 2.4, 3.6)
+        assert line["gbps"] == 1e-6
+
+    def test_another_format_is_refused(self, tmp_path):
+        path = tmp_path / "record.json"
+        path.write_text('{"format": 99}')
+        with pytest.raises(ValueError, match="format 1, found 99"):
+            Record.load(path)
+
+    def test_the_machine_is_described(self):
+        machine = describe_machine("cpu")
+        assert machine["name"]
+        assert machine["cores"] >= 1
+        assert {"torch", "numba", "numpy"} <= set(machine["versions"])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", machine["date"])
+
+
+class TestTables:
+    def test_numbers_stand_right_and_words_left(self):
+        text = report.table(("name", "value"), [("a", 1.0), ("long name", None), ("b", 22.5)])
+        assert text.splitlines() == [
+            "name       value",
+            "---------  -----",
+            "a           1.00",
+            "long name      –",
+            "b          22.50",
+        ]
+
+    def test_markdown(self):
+        text = report.table(("name", "n"), [("a", 1)], markdown=True)
+        assert text.splitlines() == ["| name |   n |", "| ---- | --: |", "| a    |   1 |"]
+
+    @pytest.mark.parametrize(("value", "text"), [(2.0, "2 s"), (0.01234, "12.3 ms"), (5e-6, "5 µs"), (7e-9, "7 ns")])
+    def test_seconds(self, value, text):
+        assert report.seconds(value) == text
+
+
+class TestProgress:
+    def test_silent_unless_a_terminal(self):
+        stream = StringIO()
+        progress = Progress(2, stream)
+        progress.step("x")
+        progress.close()
+        assert stream.getvalue() == ""
+
+    def test_shows_what_runs(self):
+        stream = StringIO()
+        stream.isatty = lambda: True
+        progress = Progress(2, stream, width=4)
+        progress.step("first")
+        progress.step("second")
+        assert "[....] 0/2  first" in stream.getvalue()
+        assert re.search(r"\[##\.\.\] 1/2 \d+:\d\d left  second", stream.getvalue())
+
+
+class TestCommand:
+    def test_runs_and_saves(self, tmp_path):
+        path = tmp_path / "record.json"
+        process = subprocess.run(
+            [
+                *(sys.executable, "-m", "numba_pool.benchmark", "--quick", "--cases", "^call 8", "--dtypes", "float32"),
+                *("--layouts", "NCHW", "--threads", "1", "--output", path),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, process.stderr
+        assert process.stderr == ""
+        assert "How many times as fast as torch is numba-cpu? (cases)" in process.stdout
+        record = Record.load(path)
+        assert {(m.mode, m.provider) for m in record.measurements} >= {
+            (mode, provider) for mode in MODES for provider in ("torch", "numba-cpu")
+        }
+        assert all(m.first_call > 0 and len(m.samples) >= 3 for m in record.measurements)
+        assert record.machine["commit"] is None or len(record.machine["commit"]) >= 12
+
+    def test_reads_a_record_back(self, tmp_path, capsys):
+        path = tmp_path / "record.json"
+        recorded(measured(BASELINE, (2.0,)), measured(samples=(4.0,))).save(path)
+        assert command.main(["--read", str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert "invented, 2 cores" in shown
+        assert "Where numba-cpu is slower" in shown
+
+    def test_lists_the_cases(self, capsys):
+        assert command.main(["--list"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == len(CASES)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--providers", "tourch"], "'tourch'; choose from"),
+            (["--providers", "numba-cuda"], "--device cpu has the providers"),
+            (["--threads", "0"], "at least one thread"),
+            (["--cases", "("], "--cases:"),
+        ],
+    )
+    def test_refuses_what_it_cannot_do(self, arguments, message, capsys):
+        with pytest.raises(SystemExit) as stop:
+            command.main(arguments)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_the_baseline_is_always_timed_and_first(self):
+        options = command.parse(["--providers", "numba-cpu"])
+        assert [p.name for p in options.providers] == ["torch", "numba-cpu"]
+        assert for_device("cuda") == ["torch", "torch-compile", "numba-cuda"]
+
+    def test_the_thread_series_runs_at_every_count(self):
+        options = command.parse(["--studies", "scaling", "--threads", "1", "--modes", "forward", "--layouts", "NCHW"])
+        counts = {case.study: threads for _, case, *_, threads in command.plan(options)}
+        assert counts["planes"] == (1,)
+        assert counts["threads"][0] == 1
+        assert list(counts["threads"]) == sorted(set(counts["threads"]))
+
+    def test_a_network_gives_the_same_gradient_with_either_layer(self):
+        case = Case("network", "small", (2, 4, 9, 9), (4, 4), study="network")
+        for mode in ("forward", "full"):
+            task = studies.network_task(case, mode, "NHWC", torch.float32, "cpu")
+            measurements, _ = studies.measure(task, [PROVIDERS["torch"], PROVIDERS["numba-cpu"]], 1, **SHORT)
+            assert len(measurements) == 2
+            bad = Provider("bad", "cpu", lambda: lambda input, size: native(input, size) * 1.01)
+            with pytest.raises(timing.WrongResult):
+                studies.measure(task, [bad], 1, **SHORT)
+
+
+@pytest.mark.slow
+def test_first_results_of_fresh_processes():
+    empty, filled = studies.first_results(1, (1, 2, 7, 7), (3, 3))
+    assert (empty["cache"], filled["cache"]) == ("empty", "filled")
+    assert filled["total"] < empty["total"]
+
+
+class TestPlots:
+    @pytest.fixture
+    def plots(self):
+        pytest.importorskip("matplotlib")
+        from numba_pool.benchmark import plots
+
+        return plots
+
+    def test_every_plot_is_drawn_from_a_record(self, plots):
+        found = []
+        for threads in (1, 2):
+            for mode in MODES:
+                for layout in ("NCHW", "NHWC"):
+                    for study, case in (
+                        ("cases", "a"),
+                        ("cases", "b"),
+                        ("planes", "p"),
+                        ("pixels", "q"),
+                        ("threads", "t"),
+                    ):
+                        fields = {"mode": mode, "layout": layout, "study": study, "case": case, "threads": threads}
+                        found += [measured(BASELINE, **fields), measured(samples=(0.5, 1.0, 2.0), **fields)]
+                        if study == "cases" and mode != "full":
+                            found.append(measured(LIMIT, **fields))
+        record = recorded(*found)
+        figures = [plots.ratios(record, "forward"), plots.overview(record), plots.bandwidth(record, "backward")]
+        figures += [plots.scaling(record, study) for study in ("planes", "pixels", "threads")]
+        for figure in figures:
+            figure.draw_without_rendering()
+        labels = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+        assert labels == ["a", "b"]
