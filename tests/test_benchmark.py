@@ -381,7 +381,7 @@ class TestCommand:
         recorded(measured(BASELINE, (2.0,)), measured(samples=(4.0,))).save(path)
         assert command.main(["--read", str(path)]) == 0
         shown = capsys.readouterr().out
-        assert "invented, 2 cores" in shown
+        assert "invented, 2 cores; 2026-01-01" in shown
         assert "Where numba-cpu is slower" in shown
 
     def test_lists_the_cases(self, capsys):

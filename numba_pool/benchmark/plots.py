@@ -52,7 +52,7 @@ def ratios(record, mode, baseline=BASELINE, dtype="float32", threads=None, layou
         One row for each case; a line from the 20th to the 80th percentile lies under each mark.
     """
     provider, threads = own_provider(record), threads or most_threads(record)
-    points = {}
+    points: dict[str, dict[str, tuple[float, ...]]] = {}
     for m in record.select(
         study="cases", provider=provider, mode=mode, dtype=dtype, threads=threads, layout=tuple(layouts)
     ):

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,10 +80,12 @@ class Measurement:
         return float(np.quantile(self.samples, q))
 
     @classmethod
-    def from_dict(cls, fields):
+    def from_dict(cls, fields: dict[str, Any]):
         """Build a measurement from a line of a record; derived values in it are computed again."""
-        names = cls.__dataclass_fields__
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in names})
+        own: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            own[name] = tuple(fields[name]) if isinstance(fields[name], list) else fields[name]
+        return cls(**own)
 
     def as_dict(self, baseline=None):
         """Return the fields, and what follows from them, ready for JSON.

@@ -189,41 +189,46 @@ def summary_table(record, provider, baseline=BASELINE, study="cases", markdown=F
 
 def describe(record):
     """Return the whole record as text: the machine, the measurements, summaries, losses, and what was skipped."""
-    machine = record.machine
-    parts = [
-        (
-            f"{machine['name']}, {machine['cores']} cores; {machine['date']}; numba_pool {machine['numba_pool']} "
-            f"at {machine['commit']}; torch {machine['versions']['torch']}, numba {machine['versions'].get('numba')}; "
-            f"threading layer {machine['threading_layer']}, huge pages {machine['huge_pages']}"
-        ),
-        case_table(record),
-    ]
     names = list(dict.fromkeys(m.provider for m in record.measurements))
+    own = [name for name in names if name.startswith("numba")]
+    others = [name for name in names if name not in (*own, LIMIT)]
+    parts = [describe_machine(record.machine), case_table(record)]
     for study in dict.fromkeys(m.study for m in record.measurements):
-        for provider in (name for name in names if name.startswith("numba")):
-            for baseline in (name for name in names if not name.startswith("numba") and name != LIMIT):
+        for provider in own:
+            for baseline in others:
                 if summarize(record, provider, baseline, study):
                     title = f"How many times as fast as {baseline} is {provider}? ({study})"
                     parts.append(title + "\n" + summary_table(record, provider, baseline, study))
-    for provider in (name for name in names if name.startswith("numba")):
-        slower = [
-            (m.case, m.mode, m.layout, m.dtype, m.threads, baseline, *ratio)
-            for baseline in names
-            if not baseline.startswith("numba") and baseline != LIMIT
-            for m, ratio in losses(record, provider, baseline)
-        ]
+    for provider in own:
+        slower = [(m, baseline, r) for baseline in others for m, r in losses(record, provider, baseline)]
         if slower:
             headers = ("case", "mode", "layout", "dtype", "threads", "against", "ratio", "p20", "p80")
-            parts.append(f"Where {provider} is slower\n" + table(headers, slower))
-        far = [(m.case, m.mode, m.layout, m.dtype, m.threads, *ratio) for m, ratio in against_limit(record, provider)]
-        if far:
-            headers = ("case", "mode", "layout", "dtype", "threads", "× limit", "p20", "p80")
-            parts.append(f"{provider} against reading the input, or filling the gradient\n" + table(headers, far))
+            rows = [(m.case, m.mode, m.layout, m.dtype, m.threads, baseline, *r) for m, baseline, r in slower]
+            parts.append(f"Where {provider} is slower\n" + table(headers, rows))
+        if far := against_limit(record, provider):
+            title = f"{provider} against reading the input, or filling the gradient"
+            parts.append(title + "\n" + limit_table(far))
     if record.first_results:
-        headers = ("cache", "threads", "import", "forward", "backward", "total")
-        rows = [[result[name] for name in headers] for result in record.first_results]
-        parts.append("The first result of a fresh process, in seconds\n" + table(headers, rows))
+        columns = ("cache", "threads", "import", "forward", "backward", "total")
+        rows = [tuple(result[name] for name in columns) for result in record.first_results]
+        parts.append("The first result of a fresh process, in seconds\n" + table(columns, rows))
     if record.skipped:
-        headers = ("provider", "case", "mode", "layout", "dtype", "reason")
-        parts.append("Skipped\n" + table(headers, [[entry[name] for name in headers] for entry in record.skipped]))
+        fields = ("provider", "case", "mode", "layout", "dtype", "reason")
+        parts.append("Skipped\n" + table(fields, [[entry[name] for name in fields] for entry in record.skipped]))
     return "\n\n".join(parts)
+
+
+def limit_table(rows, markdown=False):
+    """Return the table of what `against_limit` found."""
+    headers = ("case", "mode", "layout", "dtype", "threads", "× limit", "p20", "p80")
+    return table(headers, [(m.case, m.mode, m.layout, m.dtype, m.threads, *r) for m, r in rows], markdown)
+
+
+def describe_machine(machine):
+    """Return the machine, the versions and the date of a record in one line."""
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    return (
+        f"{machine['name']}, {machine['cores']} cores; {machine['date']}; "
+        f"numba_pool {machine['numba_pool']} at commit {machine['commit']}; {versions}; "
+        f"threading layer {machine['threading_layer']}, huge pages {machine['huge_pages']}"
+    )

@@ -49,7 +49,7 @@ class Task:
     layout: str
     dtype: torch.dtype
     bind: Callable
-    expected: tuple
+    expected: tuple[torch.Tensor, torch.Tensor, float]
     limit: Callable | None = None
 
 
@@ -145,6 +145,7 @@ def measure(task, providers, threads, device="cpu", **timing):
         If a provider's result is not the expected one; then nothing of the task is timed.
     """
     torch.set_num_threads(threads)
+    want, scale, terms = task.expected
     calls, first, skipped = {}, {}, []
     where = {"case": task.case.name, "mode": task.mode, "layout": task.layout, "dtype": name_of(task.dtype)}
     for provider in providers:
@@ -159,7 +160,7 @@ def measure(task, providers, threads, device="cpu", **timing):
             skipped.append({"provider": provider.name, **where, "reason": f"{type(error).__name__}: {error}"[:300]})
             continue
         try:
-            check(result.detach(), *task.expected, provider.chained)
+            check(result.detach(), want, scale, terms, provider.chained)
         except WrongResult as error:
             at = ", ".join(f"{name} {value}" for name, value in where.items())
             raise WrongResult(f"{provider.name} is wrong at {at}, {threads} threads: {error}") from None

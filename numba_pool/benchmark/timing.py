@@ -153,7 +153,7 @@ def interleave(samplers, block=0.004, seconds=0.5, rounds=(5, 15), clock=time.pe
         while (taken := sample(number) * number) < block / 4 and number < 1_000_000:
             number *= 8
         numbers[name] = max(1, round(number * block / taken))
-    samples = {name: [] for name in samplers}
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
     started = clock()
     for i in range(rounds[1]):
         order = list(samplers) if i % 2 == 0 else list(reversed(samplers))
