@@ -18,7 +18,7 @@ from numba_pool.benchmark import report, studies, timing
 from numba_pool.benchmark.cases import ALL_DTYPES, CASES, SERIES, Case
 from numba_pool.benchmark.progress import Progress
 from numba_pool.benchmark.providers import BASELINE, LIMIT, MODES, PROVIDERS, Provider, for_device, native
-from numba_pool.benchmark.records import Measurement, Record, describe_machine, ratios
+from numba_pool.benchmark.records import Measurement, Record, describe_machine, find, ratios
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Case("small", "does not divide", (2, 3, 7, 9), (3, 4), ALL_DTYPES, strided=True)
@@ -307,6 +307,17 @@ class TestRecord:
         path.write_text('{"format": 99}')
         with pytest.raises(ValueError, match="format 1, found 99"):
             Record.load(path)
+
+    def test_is_found_from_any_folder_of_the_repository(self, tmp_path):
+        (tmp_path / "book" / "records").mkdir(parents=True)
+        path = tmp_path / "book" / "records" / "some.json"
+        path.write_text("{}")
+        for folder in (tmp_path, tmp_path / "book", tmp_path / "_build" / "notebooks" / "measuring"):
+            assert find("some", folder) == path
+        (tmp_path / "book" / "some.json").write_text("{}")
+        assert find("some", tmp_path / "book") == tmp_path / "book" / "some.json"
+        with pytest.raises(FileNotFoundError, match="python -m numba_pool.benchmark .* --output missing.json"):
+            find("missing", tmp_path)
 
     def test_the_machine_is_described(self):
         machine = describe_machine("cpu")

@@ -221,6 +221,38 @@ class Record:
         )
 
 
+def find(name, start=None):
+    """Find a record that the book keeps, from a chapter's folder, a notebook's, or any other inside the repository.
+
+    Parameters
+    ----------
+    name : str
+        The record's name, such as ``"cpu"``.
+    start : path-like, optional
+        Where to look first, by default the current folder; then come the folders above it.
+
+    Returns
+    -------
+    pathlib.Path
+        ``NAME.json`` in one of these folders, or in ``book/records`` below one of them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none, with what to do.
+    """
+    start = Path(start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        for path in (folder / f"{name}.json", folder / "book" / "records" / f"{name}.json"):
+            if path.is_file():
+                return path
+    raise FileNotFoundError(
+        f"no {name}.json in {start}, above it or in book/records. Put the repository's book/records/{name}.json beside "
+        f"this notebook, or measure here: python -m numba_pool.benchmark --studies cases,scaling,network,first "
+        f"--output {name}.json"
+    )
+
+
 def describe_machine(device):
     """Tell on what a run took place.
 
