@@ -12,14 +12,14 @@ PAGE = """<!doctype html>
 <body><main><h1>A page</h1>{}</main></body></html>"""
 
 BROKEN = {
-    "<script>console.error('logged')</script>": ["console: logged"],
+    "<script>console.error('logged')</script>": ["console: logged page.html"],
     "<script>undefined_name</script>": ["page error: undefined_name is not defined"],
     "<img src='missing.png' alt='Nothing'>": [
-        "console: Failed to load resource: the server responded with a status of 404 (File not found)"
+        "console: Failed to load resource: the server responded with a status of 404 (File not found) missing.png"
     ],
     "<img src='http://elsewhere.invalid/a.png' alt='Nothing'>": [
         "leaves the site: http://elsewhere.invalid/a.png",
-        "console: Failed to load resource: net::ERR_FAILED",
+        "console: Failed to load resource: net::ERR_FAILED http://elsewhere.invalid/a.png",
     ],
     "<p style='width: 2000px'>Too wide.</p>": ["overflows: 2000 > {width}"],
     "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>": ["axe: image-alt at img"],
