@@ -1,0 +1,126 @@
+"""Every check of an argument, and every error message.
+
+Exceptions have the types that torch's own op raises for the same mistake; where its message is clear, it is kept.
+The checks do not depend on the output size, as the native op's do.
+"""
+
+import operator
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DEVICES = ("cpu", "cuda", "meta")
+
+# The names that ATen's messages call dtypes by.
+_DTYPE_NAMES = {
+    torch.bool: "Bool",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.complex32: "ComplexHalf",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+}
+_INT64_MAX = 2**63 - 1
+
+
+def check_input(input: Tensor) -> None:
+    """Raise unless `input` is a tensor that can be pooled."""
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"adaptive_avg_pool2d(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
+        )
+    if input.dim() not in (3, 4):
+        raise RuntimeError(f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {list(input.shape)}")
+    _check_kind("adaptive_avg_pool2d", input)
+    _check_not_empty("adaptive_avg_pool2d", "input", input)
+
+
+def _check_kind(name, tensor):
+    if tensor.layout is not torch.strided:
+        raise NotImplementedError(
+            f'"{name}" not implemented for the layout {tensor.layout}: expected a dense tensor; use .to_dense()'
+        )
+    if tensor.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"\"{name}\" not implemented for '{_DTYPE_NAMES.get(tensor.dtype, tensor.dtype)}': "
+            "expected float32, float64, float16 or bfloat16; convert with .to(dtype)"
+        )
+    if tensor.device.type not in DEVICES:
+        raise NotImplementedError(
+            f'"{name}" not implemented for the device type {tensor.device.type!r}: expected a CPU or CUDA tensor; '
+            "use torch.nn.functional.adaptive_avg_pool2d there, or move the tensor with .to('cpu')"
+        )
+
+
+def _check_not_empty(name, argument, tensor):
+    # Only height and width: no batch and no channels give an empty result.
+    for axis in (-2, -1):
+        if tensor.shape[axis] == 0:
+            raise RuntimeError(
+                f"{name}(): Expected {argument} to have non-zero size for non-batch dimensions, "
+                f"but {argument} has sizes {list(tensor.shape)} with dimension {tensor.dim() + axis} being empty"
+            )
+
+
+def check_output_size(input: Tensor, output_size) -> tuple[int, int]:
+    """Return `output_size` as two ints, with None replaced by the input's size."""
+    if isinstance(output_size, (int, torch.SymInt)) and not isinstance(output_size, bool):
+        sizes = (output_size, output_size)
+    else:
+        sizes = _pair(input, output_size)
+    for size in sizes:
+        if size < 0:
+            raise RuntimeError(
+                "adaptive_avg_pool2d: elements of output_size must be greater than or equal to 0 "
+                f"but received {{{sizes[0]}, {sizes[1]}}}"
+            )
+        if size > _INT64_MAX:
+            raise ValueError(f"adaptive_avg_pool2d: elements of output_size must fit 64 bits, but received {size}")
+    return sizes
+
+
+def _pair(input, output_size):
+    wrong = "adaptive_avg_pool2d(): argument 'output_size' (position 2) must be an int or a tuple of ints"
+    if isinstance(output_size, (bool, float, complex, str, bytes)) or output_size is None:
+        raise TypeError(f"{wrong}, not {type(output_size).__name__}")
+    try:
+        size = operator.index(output_size)
+        return (size, size)
+    except TypeError:
+        pass
+    try:
+        sizes = list(output_size)
+    except TypeError:
+        raise TypeError(f"{wrong}, not {type(output_size).__name__}") from None
+    if input.dim() <= len(sizes):
+        raise ValueError(f"Input dimension should be at least {len(sizes) + 1}, but got {input.dim()}")
+    if len(sizes) != 2:
+        raise RuntimeError(f"adaptive_avg_pool2d: output_size must be 2, but got {len(sizes)} elements")
+    for position, size in enumerate(sizes):
+        if size is None:
+            sizes[position] = input.shape[position - 2]
+        elif not isinstance(size, torch.SymInt):
+            try:
+                if isinstance(size, bool):
+                    raise TypeError
+                sizes[position] = operator.index(size)
+            except TypeError:
+                raise TypeError(
+                    f"{wrong}, but found element of type {type(size).__name__} at pos {position}"
+                ) from None
+    return tuple(sizes)
+
+
+def check_grad_output(grad_output: Tensor, input_size) -> None:
+    """Raise unless `grad_output` can be the gradient of pooling an input of height and width `input_size`."""
+    name = "adaptive_avg_pool2d_backward"
+    if grad_output.dim() not in (3, 4):
+        raise RuntimeError(f"{name}(): Expected 3D or 4D grad_output, but got {list(grad_output.shape)}")
+    _check_kind(name, grad_output)
+    _check_not_empty(name, "grad_output", grad_output)
+    if len(input_size) != 2 or min(input_size) < 1:
+        raise RuntimeError(f"{name}(): Expected input_size to be two positive ints, but got {list(input_size)}")

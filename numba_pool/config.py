@@ -1,0 +1,93 @@
+"""What the package runs on, and compiling ahead of the first call."""
+
+import platform
+
+import numba
+import numpy as np
+import torch
+
+from . import _autograd
+
+
+def show_config() -> None:
+    """Print the versions, the threads and the devices that numba_pool computes with.
+
+    Examples
+    --------
+    >>> from numba_pool import show_config
+    >>> show_config()
+    numba_pool ...
+    Python     ...
+    torch      ...
+    numba      ...
+    numpy      ...
+    CPU threads      ...
+    threading layer  ...
+    CUDA             ...
+    """
+    from . import __version__
+
+    print(f"numba_pool {__version__}")
+    print(f"Python     {platform.python_version()}")
+    print(f"torch      {torch.__version__}")
+    print(f"numba      {numba.__version__}")
+    print(f"numpy      {np.__version__}")
+    print(f"CPU threads      {torch.get_num_threads()} of torch, {numba.config.NUMBA_NUM_THREADS} in Numba's pool")
+    print(f"threading layer  {_threading_layer()}")
+    print(f"CUDA             {_cuda()}")
+
+
+def _threading_layer():
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return f"chosen at the first parallel call (NUMBA_THREADING_LAYER is {numba.config.THREADING_LAYER!r})"
+
+
+def _cuda():
+    if torch.version.cuda is None:
+        return "no: this build of torch has no CUDA"
+    if not torch.cuda.is_available():
+        return f"no: torch {torch.__version__} finds no usable NVIDIA GPU"
+    try:
+        from . import _cuda_bridge  # noqa: F401
+    except ImportError as error:
+        return f"no: {error}"
+    return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+# Sizes that reach every CPU kernel, serial and parallel: several windows a row, one window a row, and a window in pieces.
+_WARM_UP = (((4, 8, 32, 64), (3, 5)), ((4, 8, 32, 64), (1, 1)), ((8, 2, 2100, 16), (1, 2)))
+
+
+def precompile(
+    dtypes=(torch.float32,),
+    memory_formats=(torch.contiguous_format, torch.channels_last),
+    device="cpu",
+) -> None:
+    """Compile the kernels, forward and backward, before they are first needed.
+
+    Numba compiles a kernel when it is first called with a new type of argument.
+    The compiled code is kept in Numba's cache folder, so the next process loads it instead.
+
+    Parameters
+    ----------
+    dtypes : sequence of torch.dtype
+        Any of float32, float64, float16 and bfloat16.
+    memory_formats : sequence of torch.memory_format
+        ``torch.contiguous_format``, ``torch.channels_last``, or both.
+    device : torch.device or str
+        ``"cpu"``, or a CUDA device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from numba_pool import precompile
+    >>> precompile(dtypes=[torch.float32], memory_formats=[torch.contiguous_format])
+    """
+    for dtype in dtypes:
+        for memory_format in memory_formats:
+            for shape, output_size in _WARM_UP:
+                input = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format)
+                output = _autograd.pool(input, output_size)
+                _autograd.pool_backward(output, shape[-2:], memory_format is torch.channels_last)

@@ -1,0 +1,252 @@
+"""Sixteen numbers at a time: a SIMD vector as a Numba value.
+
+LLVM vectorizes long loops by itself, but a row of a feature map is short (7, 13, 56 elements), and a short loop is left scalar.
+So the kernels say what they mean: `load` sixteen neighbours, add them, `store` them.
+A `Lanes` value is LLVM's ``<16 x float>`` (or ``double``): one AVX-512 register, two of AVX2, four of NEON.
+
+Memory may hold half types, which Numba does not compute with.
+They come as 16-bit integers, ``int16`` for float16 and ``uint16`` for bfloat16, and become float32 in the register.
+"""
+
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+from numba.np.numpy_support import as_dtype
+
+LANES = 16
+
+_i16, _i32 = ir.IntType(16), ir.IntType(32)
+_half, _float, _double = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+class Lanes(types.Type):
+    """The type of `LANES` float32 or float64 values that are computed with as one."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(f"Lanes({dtype})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        scalar = _double if fe_type.dtype == types.float64 else _float
+        super().__init__(dmm, fe_type, ir.VectorType(scalar, LANES))
+
+
+def _accumulator(array):
+    """Return the type that sums of an array's elements are kept in: float32, but float64 for float64."""
+    return types.float64 if array.dtype == types.float64 else types.float32
+
+
+def _like(shape, scalar):
+    """Return the LLVM type with the elements `scalar` and the lanes of `shape`, which may be a scalar too."""
+    return ir.VectorType(scalar, shape.count) if isinstance(shape, ir.VectorType) else scalar
+
+
+def _constant(shape, value):
+    """Return an integer constant of a scalar or vector type."""
+    return ir.Constant(shape, [value] * shape.count if isinstance(shape, ir.VectorType) else value)
+
+
+def _widen(builder, dtype, bits):
+    """Turn what memory holds (a scalar or a vector) into numbers to compute with."""
+    if dtype == types.int16:
+        half = builder.bitcast(bits, _like(bits.type, _half))
+        return builder.fpext(half, _like(bits.type, _float))
+    if dtype == types.uint16:
+        wide = _like(bits.type, _i32)
+        # A bfloat16 is the upper half of a float32.
+        return builder.bitcast(builder.shl(builder.zext(bits, wide), _constant(wide, 16)), _like(bits.type, _float))
+    return bits
+
+
+def _narrow(builder, dtype, value):
+    """Round computed numbers, to nearest and ties to even, to what memory holds."""
+    if dtype == types.int16:
+        return builder.bitcast(builder.fptrunc(value, _like(value.type, _half)), _like(value.type, _i16))
+    if dtype == types.uint16:
+        wide = _like(value.type, _i32)
+        bits = builder.bitcast(value, wide)
+        odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
+        rounded = builder.add(bits, builder.add(odd, _constant(wide, 0x7FFF)))
+        # Rounding up could carry a NaN's payload over into infinity.
+        nan = builder.fcmp_unordered("uno", value, value)
+        upper = builder.lshr(builder.select(nan, _constant(wide, 0x7FC00000), rounded), _constant(wide, 16))
+        return builder.trunc(upper, _like(value.type, _i16))
+    return value
+
+
+def _pointer(context, builder, array_type, array, i):
+    # No wrap-around for negative indices: its test and select would cost as much as the addition.
+    view = context.make_array(array_type)(context, builder, array)
+    checked = context.enable_boundscheck
+    return cgutils.get_item_pointer(context, builder, array_type, view, [i], wraparound=False, boundscheck=checked)
+
+
+def _vector_pointer(context, builder, array_type, array, i, n):
+    if context.enable_boundscheck:
+        all_lanes = n.type(LANES)
+        used = builder.select(builder.icmp_signed("<", n, all_lanes), n, all_lanes)
+        _pointer(context, builder, array_type, array, builder.add(i, builder.sub(used, n.type(1))))
+    pointer = _pointer(context, builder, array_type, array, i)
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
+    return builder.bitcast(pointer, vector.as_pointer()), vector
+
+
+def _splat(builder, scalar):
+    """Copy a scalar into every lane."""
+    one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _i32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_i32, LANES), [0] * LANES))
+
+
+def _masked(builder, operation, vector, arguments, n):
+    """Load or store the first `n` lanes (all of them if `n` is larger) and leave the others' memory alone."""
+    ids = ir.Constant(ir.VectorType(n.type, LANES), list(range(LANES)))
+    mask = builder.icmp_signed("<", ids, _splat(builder, n))
+    *front, pointer = arguments
+    arguments = [*front, pointer, _i32(vector.element.width // 8 if isinstance(vector.element, ir.IntType) else 4), mask]
+    if operation == "load":
+        arguments.append(ir.Constant(vector, None))
+    scalar = {"half": "f16", "i16": "i16", "float": "f32", "double": "f64"}[str(vector.element)]
+    function_type = ir.FunctionType(vector if operation == "load" else ir.VoidType(), [a.type for a in arguments])
+    suffix = "p0" if str(pointer.type) == "ptr" else f"p0v{LANES}{scalar}"
+    name = f"llvm.masked.{operation}.v{LANES}{scalar}.{suffix}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+@intrinsic
+def load(typingctx, array, i, n):
+    """Return ``array[i : i + 16]`` in the accumulator's type; lanes from `n` on are zero and their memory is not read."""
+    lanes = Lanes(_accumulator(array))
+
+    def codegen(context, builder, signature, arguments):
+        array, i, n = arguments
+        pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, n)
+        bits = _masked(builder, "load", vector, [pointer], n)
+        return _widen(builder, signature.args[0].dtype, bits)
+
+    return lanes(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, i, lanes, n):
+    """Set ``array[i : i + 16]``, rounded to the array's type; from lane `n` on, memory stays as it is."""
+
+    def codegen(context, builder, signature, arguments):
+        array, i, lanes, n = arguments
+        pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, n)
+        bits = _narrow(builder, signature.args[0].dtype, lanes)
+        _masked(builder, "store", vector, [bits, pointer], n)
+
+    return types.void(array, types.intp, Lanes(_accumulator(array)), types.intp), codegen
+
+
+@intrinsic
+def get(typingctx, array, i):
+    """Return ``array[i]`` in the accumulator's type; `i` is not negative."""
+
+    def codegen(context, builder, signature, arguments):
+        bits = builder.load(_pointer(context, builder, signature.args[0], *arguments))
+        return _widen(builder, signature.args[0].dtype, bits)
+
+    return _accumulator(array)(array, types.intp), codegen
+
+
+@intrinsic
+def put(typingctx, array, i, value):
+    """Set ``array[i]``, rounded to the array's type; `i` is not negative."""
+
+    def codegen(context, builder, signature, arguments):
+        array, i, value = arguments
+        bits = _narrow(builder, signature.args[0].dtype, value)
+        builder.store(bits, _pointer(context, builder, signature.args[0], array, i))
+
+    return types.void(array, types.intp, _accumulator(array)), codegen
+
+
+@intrinsic
+def fill(typingctx, array, value):
+    """Return sixteen copies of a number, in the type that `array` is accumulated in."""
+    scalar = _accumulator(array)
+    return Lanes(scalar)(array, scalar), lambda context, builder, signature, arguments: _splat(builder, arguments[1])
+
+
+def scratch(array, size):
+    """Return `size` zeros of the type that `array` is accumulated in."""
+    raise NotImplementedError("scratch is for compiled code")
+
+
+@overload(scratch)
+def _scratch(array, size):
+    dtype = as_dtype(_accumulator(array))
+    return lambda array, size: np.zeros(size, dtype)
+
+
+@intrinsic
+def total(typingctx, lanes):
+    """Return the sum of all lanes: halves are added to each other until one lane is left."""
+
+    def codegen(context, builder, signature, arguments):
+        (value,) = arguments
+        half = LANES
+        while half > 1:
+            half //= 2
+            ids = [ir.VectorType(_i32, half)([start + lane for lane in range(half)]) for start in (0, half)]
+            low, high = (builder.shuffle_vector(value, value, which) for which in ids)
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, _i32(0))
+
+    return lanes.dtype(lanes), codegen
+
+
+@intrinsic
+def _add(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def _multiply(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.fmul(*arguments)
+
+
+@intrinsic
+def _divide(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.fdiv(*arguments)
+
+
+@overload(operator.add)
+def _lanes_add(a, b):
+    if isinstance(a, Lanes) and a == b:
+        return lambda a, b: _add(a, b)
+
+
+@overload(operator.mul)
+def _lanes_multiply(a, b):
+    if isinstance(a, Lanes) and a == b:
+        return lambda a, b: _multiply(a, b)
+
+
+@overload(operator.truediv)
+def _lanes_divide(a, b):
+    if isinstance(a, Lanes) and a == b:
+        return lambda a, b: _divide(a, b)
+
+
+@intrinsic
+def prefetch(typingctx, array, i):
+    """Ask for the memory of ``array[i]`` before it is needed; `i` may lie past the end."""
+
+    def codegen(context, builder, signature, arguments):
+        array, i = arguments
+        view = context.make_array(signature.args[0])(context, builder, array)
+        pointer = builder.bitcast(builder.gep(view.data, [i]), ir.IntType(8).as_pointer())
+        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
+        name = "llvm.prefetch.p0" if str(pointer.type) == "ptr" else "llvm.prefetch.p0i8"
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, name)
+        builder.call(prefetch, [pointer, _i32(0), _i32(3), _i32(1)])
+
+    return types.void(array, types.intp), codegen
