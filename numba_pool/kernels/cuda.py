@@ -51,7 +51,8 @@ ROOM = Room(threads=256, pool=20480 // 4, lines=256, columns=512, part=32768, wa
 # Numba warns of a grid of fewer than 128 blocks at every launch. Blocks without work leave at once, so small problems are
 # launched with 128; the simulator, which runs blocks one by one, does without.
 MIN_BLOCKS = 1 if SIMULATED else 128
-MAX_BLOCKS = 2**31 - 1
+
+int32 = np.int32
 
 start_index = device_function(windows.start_index)
 end_index = device_function(windows.end_index)
@@ -75,6 +76,14 @@ def shared_sums(dtype, size):
     return device_function(lambda: cuda.shared.array(size, sum_type, alignment=PACK_BYTES))
 
 
+def compile_kernel(registers=64):
+    """Compile a kernel for at most so many registers a thread.
+
+    A multiprocessor has 65536: with 64, it holds four blocks of 256 threads, and while one waits for memory three work.
+    """
+    return cuda.jit if SIMULATED else cuda.jit(max_registers=registers)
+
+
 # --- what kernels share ------------------------------------------------------------------------------------------
 
 
@@ -86,23 +95,18 @@ def window_length(i, size, other_size):
 
 @device_function
 def strided_sum(values, i, count, stride):
-    """Return ``values[i] + values[i + stride] + …``, `count` terms in four partial sums.
+    """Return ``values[i] + values[i + stride] + …``, `count` terms in two partial sums.
 
-    Four short chains round less than a long one, and their additions need not wait for each other.
+    Two short chains round less than a long one, and their additions need not wait for each other.
     """
-    a = b = c = d = np.float32(0)
-    while count >= 4:
+    a = b = np.float32(0)
+    for _ in range(int32(count // 2)):
         a += values[i]
         b += values[i + stride]
-        c += values[i + 2 * stride]
-        d += values[i + 3 * stride]
-        i += 4 * stride
-        count -= 4
-    while count > 0:
+        i = int32(i + 2 * stride)
+    if count % 2 == 1:
         a += values[i]
-        i += stride
-        count -= 1
-    return (a + b) + (c + d)
+    return a + b
 
 
 @device_function
@@ -112,11 +116,11 @@ def shared_sum(values, begin, end, scratch, lanes):
     Neighbouring threads read neighbouring values, so no two of them wait for the same bank of shared memory.
     Every thread of the block has to call it: it waits for all of them.
     """
-    t = cuda.threadIdx.x
-    lane = t % lanes
-    scratch[t] = strided_sum(values, begin + lane, (end - begin - lane + lanes - 1) // lanes, lanes)
+    t = int32(cuda.threadIdx.x)
+    lane = int32(t % lanes)
+    scratch[t] = strided_sum(values, int32(begin + lane), int32((end - begin - lane + lanes - 1) // lanes), lanes)
     cuda.syncthreads()
-    total = strided_sum(scratch, t - lane, lanes, 1)
+    total = strided_sum(scratch, int32(t - lane), lanes, int32(1))
     cuda.syncthreads()
     return total
 
@@ -127,8 +131,8 @@ def arrange(count, threads):
 
     All of them, or an equal share of the columns when there are more than half as many columns as threads.
     """
-    rounds = (2 * count + threads - 1) // threads
-    return (count + rounds - 1) // rounds
+    rounds = int32((2 * count + threads - 1) // threads)
+    return int32((count + rounds - 1) // rounds)
 
 
 # --- contiguous tensors, small windows ---------------------------------------------------------------------------
@@ -162,46 +166,54 @@ def tile_kernel(dtype, backward, room=ROOM):
 
     @device_function
     def copy_in(src, begin, pool, at, count, shift, t, team):
-        """Bring ``src[begin:begin + count]`` to ``pool[at:]``: packs where 16 bytes are aligned, the ends singly."""
-        head = min((-(begin + shift)) % width, count)
-        packs = (count - head) // width
+        """Bring ``src[begin:begin + count]`` to ``pool[at:]``: packs where 16 bytes are aligned, the ends singly.
+
+        A team is at least 16 threads, more than the ends can hold.
+        """
+        head = int32(min((-(begin + shift)) % width, count))
+        packs = int32((count - head) // width)
         for p in range(t, packs, team):
             put_pack(pool, at + head + p * width, load_pack(src, begin + head + p * width))
-        for e in range(t, head, team):
-            put(pool, at + e, load(src, begin + e))
-        for e in range(head + packs * width + t, count, team):
+        # At most width - 1 elements before the packs, and as many after them.
+        ends = int32(count - packs * width)
+        if t < ends:
+            e = int32(t if t < head else t + packs * width)
             put(pool, at + e, load(src, begin + e))
 
     @device_function
     def copy_out(dst, begin, pool, at, count, shift, t, team):
         """Bring ``pool[at:at + count]`` to ``dst[begin:]``, in the same way."""
-        head = min((-(begin + shift)) % width, count)
-        packs = (count - head) // width
+        head = int32(min((-(begin + shift)) % width, count))
+        packs = int32((count - head) // width)
         for p in range(t, packs, team):
             store_pack(dst, begin + head + p * width, get_pack(pool, at + head + p * width))
-        for e in range(t, head, team):
-            store(dst, begin + e, get(pool, at + e))
-        for e in range(head + packs * width + t, count, team):
+        ends = int32(count - packs * width)
+        if t < ends:
+            e = int32(t if t < head else t + packs * width)
             store(dst, begin + e, get(pool, at + e))
 
-    @cuda.jit
+    @compile_kernel()
     def tiles(src, dst, lines, sH, dH, sW, dW, group, across, lanes, src_shift, dst_shift):
         pool = shared_pool()
         scratch = cuda.shared.array(THREADS, sum_type)
-        first = cuda.shared.array(LINES, types.int64)
-        last = cuda.shared.array(LINES, types.int64)
+        top = cuda.shared.array(LINES, types.int32)
+        bottom = cuda.shared.array(LINES, types.int32)
         heights = cuda.shared.array(LINES, types.int32)
         left = cuda.shared.array(COLUMNS, types.int32)
         right = cuda.shared.array(COLUMNS, types.int32)
         widths = cuda.shared.array(COLUMNS, types.int32)
-        t = cuda.threadIdx.x
+        t = int32(cuda.threadIdx.x)
 
-        # The columns of this block, the same for all its lines: a tile of outputs, and the sources of their windows.
         across_tiles = (dW + across - 1) // across
+        line0 = cuda.blockIdx.x // across_tiles * group
+        if line0 >= lines:
+            return
+
+        # The columns of this block: a tile of outputs, and the sources of their windows.
         ow0 = cuda.blockIdx.x % across_tiles * across
-        outputs = min(across, dW - ow0)
+        outputs = int32(min(across, dW - ow0))
         iw0 = start_index(ow0, dW, sW)
-        columns = end_index(ow0 + outputs - 1, dW, sW) - iw0
+        columns = int32(end_index(ow0 + outputs - 1, dW, sW) - iw0)
         for o in range(t, outputs, THREADS):
             left[o] = start_index(ow0 + o, dW, sW) - iw0
             right[o] = end_index(ow0 + o, dW, sW) - iw0
@@ -209,85 +221,84 @@ def tile_kernel(dtype, backward, room=ROOM):
             for c in range(t, columns, THREADS):
                 widths[c] = window_length(iw0 + c, sW, dW)
         # Rows in shared memory keep the alignment that they have in global memory, so their pitch may be a little longer.
-        pitch = columns + (sW - columns) % width
-        out_pitch = outputs + (dW - outputs) % width
+        pitch = int32(columns + (sW - columns) % width)
+        out_pitch = int32(outputs + (dW - outputs) % width)
+
+        # The lines of this block, and the source rows that they need.
+        count = int32(min(group, lines - line0))
+        row0 = start_index(line0, dH, sH)
+        rows = int32(end_index(line0 + count - 1, dH, sH) - row0)
+        for i in range(t, count, THREADS):
+            top[i] = start_index(line0 + i, dH, sH) - row0
+            bottom[i] = end_index(line0 + i, dH, sH) - row0
+        if backward:
+            for r in range(t, rows, THREADS):
+                heights[r] = window_length(row0 + r, sH, dH)
+
+        # 1. Source rows, global to shared memory: one run of whole rows, or a run for each row and a warp for each run.
+        begin = row0 * sW + iw0
+        at = int32((begin + src_shift) % width)
+        team, runs, length = THREADS, int32(1), int32(rows * columns)
+        if columns < sW:
+            team, runs, length = WARP, rows, columns
+        for r in range(int32(t // team), runs, int32(THREADS // team)):
+            copy_in(src, begin + r * sW, pool, int32(at + r * pitch), length, src_shift, int32(t % team), team)
+        cuda.syncthreads()
+
         # Threads stand in rows of nx along the columns: a thread keeps its column and walks down the lines.
         nx = arrange(columns, THREADS)
-        tx, ty, ny = t % nx, t // nx, THREADS // nx
-        onx = arrange(outputs, THREADS)
-        otx, oty, ony = t % onx, t // onx, THREADS // onx
+        tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
 
-        groups = (lines + group - 1) // group
-        for g in range(cuda.blockIdx.x // across_tiles, groups, cuda.gridDim.x // across_tiles):
-            line0 = g * group
-            count = min(group, lines - line0)
-            for i in range(t, count, THREADS):
-                first[i] = start_index(line0 + i, dH, sH)
-                last[i] = end_index(line0 + i, dH, sH)
-            cuda.syncthreads()
-            row0 = first[0]
-            rows = last[count - 1] - row0
-
-            # 1. Source rows, global to shared memory.
-            begin = row0 * sW + iw0
-            at = (begin + src_shift) % width
-            if columns == sW:
-                copy_in(src, begin, pool, at, rows * sW, src_shift, t, THREADS)
-            else:
-                for r in range(t // WARP, rows, THREADS // WARP):
-                    copy_in(src, begin + r * sW, pool, at + r * pitch, columns, src_shift, t % WARP, WARP)
-            if backward:
-                for r in range(t, rows, THREADS):
-                    heights[r] = window_length(row0 + r, sH, dH)
-            cuda.syncthreads()
-
-            # 2. Every element of a gradient is shared out evenly over its window.
-            if backward:
-                if ty < ny:
-                    for c in range(tx, columns, nx):
-                        for r in range(ty, rows, ny):
-                            pool[at + r * pitch + c] /= number(heights[r] * widths[c])
-                cuda.syncthreads()
-
-            # 3. Sums down the rows of each line's window.
-            out_at = (line0 * dW + ow0 + dst_shift) % width
-            sums = max(at + rows * pitch, out_at + count * out_pitch)
+        # 2. Every element of a gradient is shared out evenly over its window.
+        if backward:
             if ty < ny:
                 for c in range(tx, columns, nx):
+                    for r in range(ty, rows, ny):
+                        pool[at + r * pitch + c] /= number(heights[r] * widths[c])
+            cuda.syncthreads()
+
+        # 3. Sums down the rows of each line's window.
+        begin = line0 * dW + ow0
+        out_at = int32((begin + dst_shift) % width)
+        sums = int32(max(at + rows * pitch, out_at + count * out_pitch))
+        if ty < ny:
+            for c in range(tx, columns, nx):
+                for i in range(ty, count, ny):
+                    kh = bottom[i] - top[i]
+                    pool[sums + i * columns + c] = strided_sum(pool, int32(at + top[i] * pitch + c), kh, pitch)
+        cuda.syncthreads()
+
+        # 4. Sums along the columns of each output's window; they take the place of the source rows.
+        if lanes == 1:
+            nx = arrange(outputs, THREADS)
+            tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+            if ty < ny:
+                for o in range(tx, outputs, nx):
+                    first = left[o]
+                    kw = right[o] - first
                     for i in range(ty, count, ny):
-                        top = at + (first[i] - row0) * pitch + c
-                        pool[sums + i * columns + c] = strided_sum(pool, top, last[i] - first[i], pitch)
-            cuda.syncthreads()
-
-            # 4. Sums along the columns of each output's window; they take the place of the source rows.
-            if lanes == 1:
-                if oty < ony:
-                    for o in range(otx, outputs, onx):
-                        for i in range(oty, count, ony):
-                            kw = right[o] - left[o]
-                            total = strided_sum(pool, sums + i * columns + left[o], kw, 1)
-                            if not backward:
-                                total /= number((last[i] - first[i]) * kw)
-                            pool[out_at + i * out_pitch + o] = total
-            else:
-                for e0 in range(0, count * outputs, THREADS // lanes):
-                    e = min(e0 + t // lanes, count * outputs - 1)
-                    i, o = e // outputs, e % outputs
-                    row = sums + i * columns
-                    total = shared_sum(pool, row + left[o], row + right[o], scratch, lanes)
-                    if not backward:
-                        total /= number((last[i] - first[i]) * (right[o] - left[o]))
-                    if t % lanes == 0:
+                        total = strided_sum(pool, int32(sums + i * columns + first), kw, int32(1))
+                        if not backward:
+                            total /= number((bottom[i] - top[i]) * kw)
                         pool[out_at + i * out_pitch + o] = total
-            cuda.syncthreads()
+        else:
+            for e0 in range(0, count * outputs, THREADS // lanes):
+                e = int32(min(e0 + t // lanes, count * outputs - 1))
+                i, o = int32(e // outputs), int32(e % outputs)
+                first = int32(sums + i * columns)
+                total = shared_sum(pool, int32(first + left[o]), int32(first + right[o]), scratch, lanes)
+                if not backward:
+                    total /= number((bottom[i] - top[i]) * (right[o] - left[o]))
+                if t % lanes == 0:
+                    pool[out_at + i * out_pitch + o] = total
+        cuda.syncthreads()
 
-            # 5. Outputs, shared to global memory.
-            begin = line0 * dW + ow0
-            if outputs == dW:
-                copy_out(dst, begin, pool, out_at, count * dW, dst_shift, t, THREADS)
-            else:
-                for i in range(t // WARP, count, THREADS // WARP):
-                    copy_out(dst, begin + i * dW, pool, out_at + i * out_pitch, outputs, dst_shift, t % WARP, WARP)
+        # 5. Outputs, shared to global memory.
+        team, runs, length = THREADS, int32(1), int32(count * outputs)
+        if outputs < dW:
+            team, runs, length = WARP, count, outputs
+        for i in range(int32(t // team), runs, int32(THREADS // team)):
+            copy_out(dst, begin + i * dW, pool, int32(out_at + i * out_pitch), length, dst_shift, int32(t % team), team)
 
     return tiles
 
@@ -299,8 +310,8 @@ def tile_kernel(dtype, backward, room=ROOM):
 def strip_kernel(dtype, backward, width, room=ROOM):
     """Make the kernel for contiguous planes with windows of many rows or many columns: ``strips``.
 
-    What it buys: sums down the rows stay in registers, with four wide loads in flight for every thread, so a window may
-    be of any height.
+    What it buys: sums down the rows stay in registers, so a window may be of any height, and loads need not wait for the
+    sums before them.
     A block takes one line and as many outputs as its threads can read side by side, `width` columns a thread.
     Where that is fewer threads than it has, the others take every ``ny``-th row.
     A window of more than `room.part` elements is cut into parts of equal height (and equal width, if it is wider than a
@@ -316,71 +327,64 @@ def strip_kernel(dtype, backward, width, room=ROOM):
     shared_strip = shared_sums(dtype, THREADS * FULL)
     number, sum_type = TYPES[dtype].sum, sum_type_of(dtype)
 
-    @device_function
-    def load_row(src, row, sH, dH, sW, column):
-        values = load_pack(src, row * sW + column)
-        if backward:
-            values = divide(values, window_length(row, sH, dH))
-        return values
-
-    @cuda.jit
+    @compile_kernel(registers=96 if backward else 64)
     def strips(src, dst, lines, sH, dH, sW, dW, across, nx, lanes, part_rows, row_parts, column_parts):
         strip = shared_strip()
         scratch = cuda.shared.array(THREADS, sum_type)
-        t = cuda.threadIdx.x
-        tx, ty, ny = t % nx, t // nx, THREADS // nx
-        pitch = nx * FULL
-        parts = row_parts * column_parts
+        t = int32(cuda.threadIdx.x)
+        tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+        pitch = int32(nx * FULL)
+
+        # Which line, which part of its windows, which outputs; then which rows and columns of the source.
         across_tiles = (dW + across - 1) // across
+        parts = row_parts * column_parts
+        line = cuda.blockIdx.x // across_tiles // parts
+        if line >= lines:
+            return
+        part = cuda.blockIdx.x // across_tiles % parts
+        ow0 = cuda.blockIdx.x % across_tiles * across
+        outputs = int32(min(across, dW - ow0))
+        row0 = start_index(line, dH, sH) + part // column_parts * part_rows
+        rows = int32(min(part_rows, end_index(line, dH, sH) - row0))
+        iw0 = start_index(ow0, dW, sW) + part % column_parts * REACH
+        iw1 = min(iw0 + REACH, end_index(ow0 + outputs - 1, dW, sW))
+        base = iw0 - iw0 % width
+        columns = int32(iw1 - base)
 
-        for unit in range(cuda.blockIdx.x, lines * parts * across_tiles, cuda.gridDim.x):
-            # Which line, which part of its windows, which outputs; then which rows and columns of the source.
-            line, part, tile = unit // across_tiles // parts, unit // across_tiles % parts, unit % across_tiles
-            ow0 = tile * across
-            outputs = min(across, dW - ow0)
-            row0 = start_index(line, dH, sH) + part // column_parts * part_rows
-            row1 = min(row0 + part_rows, end_index(line, dH, sH))
-            iw0 = start_index(ow0, dW, sW) + part % column_parts * REACH
-            iw1 = min(iw0 + REACH, end_index(ow0 + outputs - 1, dW, sW))
-            base = iw0 - iw0 % width
-
-            # Down the rows: four of them at once, summed in pairs, then added to the total.
-            for x in range(tx * width, iw1 - base, nx * width):
-                total = zero()
-                row = row0 + ty
-                while row + 3 * ny < row1:
-                    a = load_row(src, row, sH, dH, sW, base + x)
-                    b = load_row(src, row + ny, sH, dH, sW, base + x)
-                    c = load_row(src, row + 2 * ny, sH, dH, sW, base + x)
-                    d = load_row(src, row + 3 * ny, sH, dH, sW, base + x)
-                    total = add(total, add(add(a, b), add(c, d)))
-                    row += 4 * ny
-                while row < row1:
-                    total = add(total, load_row(src, row, sH, dH, sW, base + x))
-                    row += ny
-                put(strip, ty * pitch + x, total)
-            cuda.syncthreads()
-            for x in range(t, iw1 - base, THREADS):
-                total = strided_sum(strip, x, ny, pitch)
+        # Down the rows.
+        for x in range(int32(tx * width), columns, int32(nx * width)):
+            total = zero()
+            index = (row0 + ty) * sW + base + x
+            for r in range(ty, rows, ny):
+                values = load_pack(src, index)
                 if backward:
-                    total /= number(window_length(base + x, sW, dW))
-                strip[x] = total
-            cuda.syncthreads()
+                    values = divide(values, window_length(row0 + r, sH, dH))
+                total = add(total, values)
+                index += ny * sW
+            put(strip, int32(ty * pitch + x), total)
+        cuda.syncthreads()
+        for x in range(t, columns, THREADS):
+            total = strided_sum(strip, x, ny, pitch)
+            if backward:
+                total /= number(window_length(base + x, sW, dW))
+            strip[x] = total
+        cuda.syncthreads()
 
-            # Along the columns of each window.
-            for o0 in range(0, outputs, THREADS // lanes):
-                o = min(o0 + t // lanes, outputs - 1)
-                begin = max(start_index(ow0 + o, dW, sW), iw0)
-                end = min(end_index(ow0 + o, dW, sW), iw1)
-                total = shared_sum(strip, begin - base, end - base, scratch, lanes)
-                if t % lanes == 0:
-                    index = line * dW + ow0 + o
-                    if parts > 1:
-                        store_sum(dst, part * lines * dW + index, (total,))
-                    else:
-                        if not backward:
-                            total /= number((row1 - row0) * (end - begin))
-                        store(dst, index, (total,))
+        # Along the columns of each window.
+        for o0 in range(int32(0), outputs, int32(THREADS // lanes)):
+            o = int32(o0 + t // lanes)
+            last = min(o, outputs - 1)
+            begin = int32(max(start_index(ow0 + last, dW, sW), iw0) - base)
+            end = int32(min(end_index(ow0 + last, dW, sW), iw1) - base)
+            total = shared_sum(strip, begin, end, scratch, lanes)
+            if t % lanes == 0 and o < outputs:
+                index = line * dW + ow0 + o
+                if parts > 1:
+                    store_sum(dst, part * lines * dW + index, (total,))
+                else:
+                    if not backward:
+                        total /= number(rows * (end - begin))
+                    store(dst, index, (total,))
 
     return strips
 
@@ -407,51 +411,54 @@ def pixel_kernel(dtype, backward, width, room=ROOM):
     load, store, add, divide, zero = pack.load, pack.store, pack.add, pack.divide, pack.zero
     THREADS, LINES, COLUMNS = room.threads, room.lines, room.columns
 
-    @cuda.jit
+    @compile_kernel(registers=80 if backward else 64)
     def pixels(src, dst, lines, sH, dH, sW, dW, C, group):
-        first = cuda.shared.array(LINES, types.int64)
-        last = cuda.shared.array(LINES, types.int64)
+        top = cuda.shared.array(LINES, types.int32)
+        bottom = cuda.shared.array(LINES, types.int32)
         heights = cuda.shared.array(LINES, types.int32)
         widths = cuda.shared.array(COLUMNS, types.int32)
-        t = cuda.threadIdx.x
+        t = int32(cuda.threadIdx.x)
+
+        # The lines of this block, and its outputs in each of them: consecutive packs of channels.
         packs = C // width
         tiles = (dW * packs + THREADS - 1) // THREADS
-        groups = (lines + group - 1) // group
+        line0 = cuda.blockIdx.x // tiles * group
+        if line0 >= lines:
+            return
+        item0 = cuda.blockIdx.x % tiles * THREADS
+        count = int32(min(group, lines - line0))
+        row0 = start_index(line0, dH, sH)
+        iw0 = start_index(item0 // packs, dW, sW)
+        for i in range(t, count, THREADS):
+            top[i] = start_index(line0 + i, dH, sH) - row0
+            bottom[i] = end_index(line0 + i, dH, sH) - row0
+        if backward:
+            for r in range(t, int32(end_index(line0 + count - 1, dH, sH) - row0), THREADS):
+                heights[r] = window_length(row0 + r, sH, dH)
+            final = min(item0 + THREADS, dW * packs) - 1
+            for c in range(t, int32(end_index(final // packs, dW, sW) - iw0), THREADS):
+                widths[c] = window_length(iw0 + c, sW, dW)
+        cuda.syncthreads()
 
-        for unit in range(cuda.blockIdx.x, groups * tiles, cuda.gridDim.x):
-            line0, item0 = unit // tiles * group, unit % tiles * THREADS
-            count = min(group, lines - line0)
-            row0 = start_index(line0, dH, sH)
-            iw0 = start_index(item0 // packs, dW, sW)
-            cuda.syncthreads()  # the tables of the unit before are no longer read
-            for i in range(t, count, THREADS):
-                first[i] = start_index(line0 + i, dH, sH)
-                last[i] = end_index(line0 + i, dH, sH)
-            if backward:
-                for r in range(t, end_index(line0 + count - 1, dH, sH) - row0, THREADS):
-                    heights[r] = window_length(row0 + r, sH, dH)
-                final = min(item0 + THREADS, dW * packs) - 1
-                for c in range(t, end_index(final // packs, dW, sW) - iw0, THREADS):
-                    widths[c] = window_length(iw0 + c, sW, dW)
-            cuda.syncthreads()
-
-            item = item0 + t
-            if item < dW * packs:
-                ow, channel = item // packs, item % packs * width
-                left, right = start_index(ow, dW, sW), end_index(ow, dW, sW)
-                for i in range(count):
-                    total = zero()
-                    for row in range(first[i], last[i]):
-                        index = (row * sW + left) * C + channel
-                        for iw in range(left, right):
-                            values = load(src, index)
-                            if backward:
-                                values = divide(values, heights[row - row0] * widths[iw - iw0])
-                            total = add(total, values)
-                            index += C
-                    if not backward:
-                        total = divide(total, (last[i] - first[i]) * (right - left))
-                    store(dst, ((line0 + i) * dW + ow) * C + channel, total)
+        item = item0 + t
+        if item < dW * packs:
+            ow, channel = item // packs, item % packs * width
+            left = start_index(ow, dW, sW)
+            kw = int32(end_index(ow, dW, sW) - left)
+            first = int32(left - iw0)
+            for i in range(count):
+                total = zero()
+                for r in range(top[i], bottom[i]):
+                    index = ((row0 + r) * sW + left) * C + channel
+                    for c in range(kw):
+                        values = load(src, index)
+                        if backward:
+                            values = divide(values, heights[r] * widths[first + c])
+                        total = add(total, values)
+                        index += C
+                if not backward:
+                    total = divide(total, (bottom[i] - top[i]) * kw)
+                store(dst, ((line0 + i) * dW + ow) * C + channel, total)
 
     return pixels
 
@@ -472,57 +479,58 @@ def bundle_kernel(dtype, backward, width, room=ROOM):
     shared_bundle = shared_sums(dtype, THREADS * FULL)
     number = TYPES[dtype].sum
 
-    @device_function
-    def load_pixel(src, row, column, sH, dH, sW, dW, C, channel):
-        values = load(src, (row * sW + column) * C + channel)
-        if backward:
-            values = divide(values, window_length(row, sH, dH) * window_length(column, sW, dW))
-        return values
-
-    @cuda.jit
+    @compile_kernel(registers=96 if backward else 64)
     def bundles(src, dst, lines, sH, dH, sW, dW, C, nx, part_pixels, parts):
         bundle = shared_bundle()
-        t = cuda.threadIdx.x
-        tx, ty, ny = t % nx, t // nx, THREADS // nx
-        pitch = nx * FULL
+        t = int32(cuda.threadIdx.x)
+        tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+        pitch = int32(nx * FULL)
+
+        # Which output, which part of its window, which channels.
         across_tiles = (C + pitch - 1) // pitch
+        output = cuda.blockIdx.x // across_tiles // parts
+        if output >= lines * dW:
+            return
+        part = cuda.blockIdx.x // across_tiles % parts
+        channel0 = cuda.blockIdx.x % across_tiles * pitch
+        channels = int32(min(pitch, C - channel0))
+        line, ow = output // dW, output % dW
+        row0, left = start_index(line, dH, sH), start_index(ow, dW, sW)
+        kh, kw = window_length(line, dH, sH), int32(window_length(ow, dW, sW))
+        pixel0 = part * part_pixels
+        pixels = int32(min(part_pixels, kh * kw - pixel0))
+        pixel0 += ty
 
-        for unit in range(cuda.blockIdx.x, lines * dW * parts * across_tiles, cuda.gridDim.x):
-            channel0 = unit % across_tiles * pitch
-            channels = min(pitch, C - channel0)
-            part, index = unit // across_tiles % parts, unit // across_tiles // parts
-            line, ow = index // dW, index % dW
-            row0, left = start_index(line, dH, sH), start_index(ow, dW, sW)
-            kh, kw = window_length(line, dH, sH), window_length(ow, dW, sW)
-            pixel0, pixel1 = part * part_pixels, min((part + 1) * part_pixels, kh * kw)
-
-            for x in range(tx * width, channels, nx * width):
-                total = zero()
-                pixel = pixel0 + ty
-                while pixel + 3 * ny < pixel1:
-                    p, q, r = pixel + ny, pixel + 2 * ny, pixel + 3 * ny
-                    a = load_pixel(src, row0 + pixel // kw, left + pixel % kw, sH, dH, sW, dW, C, channel0 + x)
-                    b = load_pixel(src, row0 + p // kw, left + p % kw, sH, dH, sW, dW, C, channel0 + x)
-                    c = load_pixel(src, row0 + q // kw, left + q % kw, sH, dH, sW, dW, C, channel0 + x)
-                    d = load_pixel(src, row0 + r // kw, left + r % kw, sH, dH, sW, dW, C, channel0 + x)
-                    total = add(total, add(add(a, b), add(c, d)))
-                    pixel += 4 * ny
-                while pixel < pixel1:
-                    values = load_pixel(src, row0 + pixel // kw, left + pixel % kw, sH, dH, sW, dW, C, channel0 + x)
-                    total = add(total, values)
-                    pixel += ny
-                put(bundle, ty * pitch + x, total)
-            cuda.syncthreads()
-            for x in range(t, channels, THREADS):
-                total = strided_sum(bundle, x, ny, pitch)
-                target = index * C + channel0 + x
-                if parts > 1:
-                    store_sum(dst, part * lines * dW * C + target, (total,))
-                else:
-                    if not backward:
-                        total /= number(kh * kw)
-                    store(dst, target, (total,))
-            cuda.syncthreads()
+        # Every ny-th pixel of the part: a step down and to the right, and at the end of a row on to the next.
+        down, right = int32(ny // kw), int32(ny % kw)
+        step, turn = (down * sW + right) * C, (sW - kw) * C
+        for x in range(int32(tx * width), channels, int32(nx * width)):
+            total = zero()
+            row, column = row0 + pixel0 // kw, int32(pixel0 % kw)
+            index = (row * sW + left + column) * C + channel0 + x
+            for _ in range(ty, pixels, ny):
+                values = load(src, index)
+                if backward:
+                    values = divide(values, window_length(row, sH, dH) * window_length(left + column, sW, dW))
+                total = add(total, values)
+                index += step
+                row += down
+                column = int32(column + right)
+                if column >= kw:
+                    index += turn
+                    row += 1
+                    column = int32(column - kw)
+            put(bundle, int32(ty * pitch + x), total)
+        cuda.syncthreads()
+        for x in range(t, channels, THREADS):
+            total = strided_sum(bundle, x, ny, pitch)
+            index = output * C + channel0 + x
+            if parts > 1:
+                store_sum(dst, part * lines * dW * C + index, (total,))
+            else:
+                if not backward:
+                    total /= number(kh * kw)
+                store(dst, index, (total,))
 
     return bundles
 
@@ -541,7 +549,7 @@ def finish_kernel(dtype, backward):
     store = pack_of(dtype, 1).store
     number = TYPES[dtype].sum
 
-    @cuda.jit
+    @compile_kernel()
     def finish(partial, dst, count, parts, inner, sH, dH, sW, dW):
         step = cuda.blockDim.x * cuda.gridDim.x
         for index in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, count, step):
@@ -584,7 +592,7 @@ class Plan:
 
     def _append(self, kernel, blocks, sizes):
         self._kernels.append(kernel)
-        self.steps.append((kernel.py_func.__name__, min(max(blocks, MIN_BLOCKS), MAX_BLOCKS), sizes))
+        self.steps.append((kernel.py_func.__name__, max(blocks, MIN_BLOCKS), sizes))
 
     def share_windows(self, dtype, backward, parts, inner, lines, sH, dH, sW, dW):
         """Let the kernel leave `parts` sums for every output in scratch memory, and ``finish`` add them."""
@@ -725,11 +733,7 @@ def _plan_tiles(dtype, backward, lines, sH, dH, sW, dW, src_shift, dst_shift, pr
     # As many lines as shared memory holds, but not so many that multiprocessors stay idle.
     enough = max(1, lines * across_tiles // (4 * processors))
     group = max(group for group in range(1, min(enough, room.lines) + 1) if fits(group, across))
-    groups = -(-lines // group)
-    # A block that serves four groups works out its columns once; where groups are few, all run side by side.
-    rounds = 4 if groups * across_tiles >= 64 * processors else 1
-    blocks = max(-(-groups // rounds), -(-MIN_BLOCKS // across_tiles)) * across_tiles
-    blocks = min(blocks, MAX_BLOCKS // across_tiles * across_tiles)
+    blocks = -(-lines // group) * across_tiles
     lanes = lanes_for(longest_window(dW, sW), room)
     sizes = lines, sH, dH, sW, dW, group, across, lanes, src_shift, dst_shift
     return Plan(room.threads, tile_kernel(dtype, backward, room), blocks, sizes)

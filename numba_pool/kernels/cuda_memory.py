@@ -42,8 +42,11 @@ Pack.__doc__ = "The operations on packs of `width` elements."
 
 
 def device_function(function):
-    """Compile a function that kernels call; in the simulator it stays the Python function that it is."""
-    return function if SIMULATED else cuda.jit(device=True)(function)
+    """Let kernels call `function`; in the simulator it stays the Python function that it is.
+
+    Numba copies it into every kernel that calls it, so kernels compile to PTX on machines without a GPU too.
+    """
+    return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
 def full_width(dtype):
