@@ -316,7 +316,7 @@ class TestRecord:
             assert find("some", folder) == path
         (tmp_path / "book" / "some.json").write_text("{}")
         assert find("some", tmp_path / "book") == tmp_path / "book" / "some.json"
-        with pytest.raises(FileNotFoundError, match="python -m numba_pool.benchmark .* --output missing.json"):
+        with pytest.raises(FileNotFoundError, match=r"python -m numba_pool\.benchmark .* --output missing\.json"):
             find("missing", tmp_path)
 
     def test_the_machine_is_described(self):
