@@ -44,9 +44,9 @@ Room = namedtuple("Room", "threads pool lines columns part warp")
 Room.__doc__ = """What a block has: its threads, sums in shared memory, lines and columns in its tables, the elements that
 make a part of a shared window, and the threads that copy a row together."""
 
-# 20 KB of sums and 9 KB of tables let seven blocks of 256 threads share a multiprocessor of 228 KB (H100, H200), five one
-# of 164 KB (A100).
-ROOM = Room(threads=256, pool=20480 // 4, lines=256, columns=512, part=32768, warp=32)
+# 36 KB of sums and 10 KB of tables: four blocks of 256 threads share a multiprocessor of 228 KB (H100, H200), three one of
+# 164 KB (A100).
+ROOM = Room(threads=256, pool=36 * 1024 // 4, lines=256, columns=512, part=32768, warp=32)
 
 # Numba warns of a grid of fewer than 128 blocks at every launch. Blocks without work leave at once, so small problems are
 # launched with 128; the simulator, which runs blocks one by one, does without.
@@ -352,16 +352,17 @@ def strip_kernel(dtype, backward, width, room=ROOM):
         columns = int32(iw1 - base)
 
         # Down the rows.
-        for x in range(int32(tx * width), columns, int32(nx * width)):
-            total = zero()
-            index = (row0 + ty) * sW + base + x
-            for r in range(ty, rows, ny):
-                values = load_pack(src, index)
-                if backward:
-                    values = divide(values, window_length(row0 + r, sH, dH))
-                total = add(total, values)
-                index += ny * sW
-            put(strip, int32(ty * pitch + x), total)
+        if ty < ny:
+            for x in range(int32(tx * width), columns, int32(nx * width)):
+                total = zero()
+                index = (row0 + ty) * sW + base + x
+                for r in range(ty, rows, ny):
+                    values = load_pack(src, index)
+                    if backward:
+                        values = divide(values, window_length(row0 + r, sH, dH))
+                    total = add(total, values)
+                    index += ny * sW
+                put(strip, int32(ty * pitch + x), total)
         cuda.syncthreads()
         for x in range(t, columns, THREADS):
             total = strided_sum(strip, x, ny, pitch)
@@ -504,23 +505,24 @@ def bundle_kernel(dtype, backward, width, room=ROOM):
         # Every ny-th pixel of the part: a step down and to the right, and at the end of a row on to the next.
         down, right = int32(ny // kw), int32(ny % kw)
         step, turn = (down * sW + right) * C, (sW - kw) * C
-        for x in range(int32(tx * width), channels, int32(nx * width)):
-            total = zero()
-            row, column = row0 + pixel0 // kw, int32(pixel0 % kw)
-            index = (row * sW + left + column) * C + channel0 + x
-            for _ in range(ty, pixels, ny):
-                values = load(src, index)
-                if backward:
-                    values = divide(values, window_length(row, sH, dH) * window_length(left + column, sW, dW))
-                total = add(total, values)
-                index += step
-                row += down
-                column = int32(column + right)
-                if column >= kw:
-                    index += turn
-                    row += 1
-                    column = int32(column - kw)
-            put(bundle, int32(ty * pitch + x), total)
+        if ty < ny:
+            for x in range(int32(tx * width), channels, int32(nx * width)):
+                total = zero()
+                row, column = row0 + pixel0 // kw, int32(pixel0 % kw)
+                index = (row * sW + left + column) * C + channel0 + x
+                for _ in range(ty, pixels, ny):
+                    values = load(src, index)
+                    if backward:
+                        values = divide(values, window_length(row, sH, dH) * window_length(left + column, sW, dW))
+                    total = add(total, values)
+                    index += step
+                    row += down
+                    column = int32(column + right)
+                    if column >= kw:
+                        index += turn
+                        row += 1
+                        column = int32(column - kw)
+                put(bundle, int32(ty * pitch + x), total)
         cuda.syncthreads()
         for x in range(t, channels, THREADS):
             total = strided_sum(bundle, x, ny, pitch)
@@ -539,27 +541,31 @@ def bundle_kernel(dtype, backward, width, room=ROOM):
 
 
 @lru_cache(maxsize=None)
-def finish_kernel(dtype, backward):
+def finish_kernel(dtype, backward, room=ROOM):
     """Make the kernel that adds the parts of every window, in order, and forward divides by the area: ``finish``.
 
     What it buys: one huge window keeps a whole device busy, and still has the same bits in every run.
-    ``parts[k]`` holds part ``k`` of all outputs, in the outputs' own order, so reads and writes are coalesced.
+    `lanes` neighbouring threads share the parts of an output.
+    ``partial[part * count + index]`` is part `part` of output `index`.
     """
-    load_sum, zero = pack_of("float64" if dtype == "float64" else "float32", 1).load, pack_of(dtype, 1).zero
-    store = pack_of(dtype, 1).store
-    number = TYPES[dtype].sum
+    load_sum = pack_of("float64" if dtype == "float64" else "float32", 1).load
+    store, zero = pack_of(dtype, 1).store, pack_of(dtype, 1).zero
+    THREADS, number, sum_type = room.threads, TYPES[dtype].sum, sum_type_of(dtype)
 
     @compile_kernel()
-    def finish(partial, dst, count, parts, inner, sH, dH, sW, dW):
-        step = cuda.blockDim.x * cuda.gridDim.x
-        for index in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, count, step):
-            a = b = zero()[0]
-            for part in range(0, parts - 1, 2):
-                a += load_sum(partial, part * count + index)[0]
-                b += load_sum(partial, (part + 1) * count + index)[0]
-            if parts % 2 == 1:
-                a += load_sum(partial, (parts - 1) * count + index)[0]
-            total = a + b
+    def finish(partial, dst, count, parts, lanes, inner, sH, dH, sW, dW):
+        scratch = cuda.shared.array(THREADS, sum_type)
+        t = int32(cuda.threadIdx.x)
+        lane = int32(t % lanes)
+        index = cuda.blockIdx.x * (THREADS // lanes) + t // lanes
+        total = zero()[0]
+        if index < count:
+            for part in range(lane, parts, lanes):
+                total += load_sum(partial, part * count + index)[0]
+        scratch[t] = total
+        cuda.syncthreads()
+        if lane == 0 and index < count:
+            total = strided_sum(scratch, t, lanes, int32(1))
             if not backward:
                 line, ow = index // inner // dW, index // inner % dW
                 total /= number(window_length(line, dH, sH) * window_length(ow, dW, sW))
@@ -582,9 +588,9 @@ class Plan:
         For every launch in order: the kernel's name, the number of blocks, and the integers that it is given.
     """
 
-    def __init__(self, threads, kernel, blocks, sizes):
+    def __init__(self, room, kernel, blocks, sizes):
         self.scratch = 0
-        self._threads = threads
+        self._room = room
         self._kernels = []
         self.steps = []
         self._configured = {}
@@ -598,8 +604,9 @@ class Plan:
         """Let the kernel leave `parts` sums for every output in scratch memory, and ``finish`` add them."""
         outputs = lines * dW * inner
         self.scratch = parts * outputs * TYPES[dtype].sum().itemsize
-        sizes = (outputs, parts, inner, sH, dH, sW, dW)
-        self._append(finish_kernel(dtype, backward), -(-outputs // self._threads), sizes)
+        lanes = power_of_two(min(self._room.threads, -(-parts // 4)))
+        sizes = (outputs, parts, lanes, inner, sH, dH, sW, dW)
+        self._append(finish_kernel(dtype, backward, self._room), -(-outputs * lanes // self._room.threads), sizes)
 
     def run(self, src, dst, scratch=None, stream=0):
         """Launch the kernels on `stream`, one after the other; return at once.
@@ -629,8 +636,8 @@ class Plan:
 
         def launch(kernel, blocks, sizes):
             if SIMULATED:  # where a configured kernel is the kernel itself, and cannot be kept
-                return lambda *addresses: kernel[blocks, self._threads, stream](*addresses, *sizes)
-            configured = kernel[blocks, self._threads, stream]
+                return lambda *addresses: kernel[blocks, self._room.threads, stream](*addresses, *sizes)
+            configured = kernel[blocks, self._room.threads, stream]
             return lambda *addresses: configured(*addresses, *sizes)
 
         return [launch(kernel, *step[1:]) for kernel, step in zip(self._kernels, self.steps, strict=True)]
@@ -677,6 +684,9 @@ def _plan(dtype, backward, planes, sH, sW, dH, dW, inner, src_shift, dst_shift, 
     if sW == dW == 1 and inner == 1:
         # A column is a row that stands upright, and rows are what the kernels read fast.
         sH, sW, dH, dW = 1, sH, 1, dH
+    if sW == 1 and dH % sH == 0 and inner == 1:
+        # Every source element is spread over rows of its own, which lie one after the other: one row, to the kernels.
+        planes, sH, dH, dW = planes * sH, 1, 1, dH // sH * dW
     sizes = planes * dH, sH, dH, sW, dW
     if inner > 1:
         aligned = inner % full_width(dtype) == src_shift == dst_shift == 0
@@ -695,6 +705,11 @@ def longest_window(size, other_size, count=1):
     The remainder of ``i * other_size / size`` is a multiple of the sizes' common divisor, so at most `size` less that.
     """
     return (size - gcd(size, other_size) + count * other_size + size - 1) // size
+
+
+def part_size(area, room):
+    """Return how many elements make a part of a window of `area` elements: no window has many more than 1024 parts."""
+    return max(room.part, area // 1024)
 
 
 def lanes_for(kw, room):
@@ -736,7 +751,7 @@ def _plan_tiles(dtype, backward, lines, sH, dH, sW, dW, src_shift, dst_shift, pr
     blocks = -(-lines // group) * across_tiles
     lanes = lanes_for(longest_window(dW, sW), room)
     sizes = lines, sH, dH, sW, dW, group, across, lanes, src_shift, dst_shift
-    return Plan(room.threads, tile_kernel(dtype, backward, room), blocks, sizes)
+    return Plan(room, tile_kernel(dtype, backward, room), blocks, sizes)
 
 
 def _plan_strips(dtype, backward, lines, sH, dH, sW, dW, aligned, room):
@@ -750,15 +765,14 @@ def _plan_strips(dtype, backward, lines, sH, dH, sW, dW, aligned, room):
     across = -(-dW // -(-dW // across))
     column_parts = -(-kw // reach) if across == 1 else 1
     columns = min(longest_window(dW, sW, across), reach)
-    row_parts = -(-kh * columns // room.part)
+    row_parts = -(-kh * columns // part_size(kh * kw, room))
     part_rows = -(-kh // row_parts)
     row_parts = -(-kh // part_rows)
     # The first column may lie anywhere in its pack, unless it is the first of the row.
     packs = -(-columns // full) if across == dW and column_parts == 1 else -(-(columns + full - 1) // full)
-    nx = 1 << (packs - 1).bit_length()
-    sizes = lines, sH, dH, sW, dW, across, nx, lanes_for(kw, room), part_rows, row_parts, column_parts
+    sizes = lines, sH, dH, sW, dW, across, packs, lanes_for(kw, room), part_rows, row_parts, column_parts
     blocks = lines * row_parts * column_parts * -(-dW // across)
-    plan = Plan(room.threads, strip_kernel(dtype, backward, full if aligned else 1, room), blocks, sizes)
+    plan = Plan(room, strip_kernel(dtype, backward, full if aligned else 1, room), blocks, sizes)
     if row_parts * column_parts > 1:
         plan.share_windows(dtype, backward, row_parts * column_parts, 1, lines, sH, dH, sW, dW)
     return plan
@@ -777,20 +791,21 @@ def _plan_pixels(dtype, backward, lines, sH, dH, sW, dW, C, aligned, processors,
     while backward and longest_window(dH, sH, group) > room.lines:
         group -= 1
     sizes = lines, sH, dH, sW, dW, C, group
-    return Plan(room.threads, pixel_kernel(dtype, backward, width, room), -(-lines // group) * tiles, sizes)
+    return Plan(room, pixel_kernel(dtype, backward, width, room), -(-lines // group) * tiles, sizes)
 
 
 def _plan_bundles(dtype, backward, lines, sH, dH, sW, dW, C, aligned, room):
     """Return the plan of ``bundles``, which takes windows of any size."""
     full = full_width(dtype)
     area = longest_window(dH, sH) * longest_window(dW, sW)
-    nx = min(room.warp, 1 << (-(-C // full) - 1).bit_length())
-    parts = -(-area * nx * full // room.part)
+    packs = -(-C // full)
+    nx = -(-packs // -(-packs // room.warp))
+    parts = -(-area * nx * full // part_size(area * nx * full, room))
     part_pixels = -(-area // parts)
     parts = -(-area // part_pixels)
     blocks = lines * dW * parts * -(-C // (nx * full))
     sizes = lines, sH, dH, sW, dW, C, nx, part_pixels, parts
-    plan = Plan(room.threads, bundle_kernel(dtype, backward, full if aligned else 1, room), blocks, sizes)
+    plan = Plan(room, bundle_kernel(dtype, backward, full if aligned else 1, room), blocks, sizes)
     if parts > 1:
         plan.share_windows(dtype, backward, parts, C, lines, sH, dH, sW, dW)
     return plan
