@@ -5,13 +5,51 @@ disk is full.
 None of that is a reason not to compute.
 """
 
+import hashlib
+import pickle
 import warnings
+from pathlib import Path
 
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+def _digest_of_sources():
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+# Numba looks whether the file that holds a function has changed; a kernel's code comes from its neighbours too.
+_STAMP = _digest_of_sources()
+
+
+class _CheckedFile(IndexDataCacheFile):
+    """Numba's cache files, with a checksum: machine code that a disk has damaged must not run."""
+
+    def save(self, key, data):
+        content = self._dump((key, data))
+        super().save(key, (hashlib.sha256(content).digest(), content))
+
+    def load(self, key):
+        entry = super().load(key)
+        if entry is None:
+            return None
+        checksum, content = entry
+        if hashlib.sha256(content).digest() != checksum:
+            raise ValueError("wrong checksum")
+        found, data = pickle.loads(content)
+        if found != key:
+            raise ValueError("the kernel of another signature")
+        return data
 
 
 class _ForgivingCache(FunctionCache):
     """Numba's cache of one function, in which whatever goes wrong costs a compilation and at most a warning."""
+
+    def __init__(self, py_func):
+        super().__init__(py_func)
+        self._cache_file = _CheckedFile(self._cache_path, self._impl.filename_base, _STAMP)
 
     def load_overload(self, sig, target_context):
         try:

@@ -28,11 +28,7 @@ _INT64_MAX = 2**63 - 1
 
 
 def check_input(input: Tensor) -> None:
-    """Raise unless `input` is a tensor that can be pooled."""
-    if not isinstance(input, Tensor):
-        raise TypeError(
-            f"adaptive_avg_pool2d(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
-        )
+    """Raise unless a tensor can be pooled."""
     if input.dim() not in (3, 4):
         raise RuntimeError(f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {list(input.shape)}")
     _check_kind("adaptive_avg_pool2d", input)
@@ -68,6 +64,10 @@ def _check_not_empty(name, argument, tensor):
 
 def check_output_size(input: Tensor, output_size) -> tuple[int, int]:
     """Return `output_size` as two ints, with None replaced by the input's size."""
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"adaptive_avg_pool2d(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
+        )
     if isinstance(output_size, (int, torch.SymInt)) and not isinstance(output_size, bool):
         sizes = (output_size, output_size)
     else:
@@ -88,7 +88,7 @@ def _pair(input, output_size):
     if isinstance(output_size, (bool, float, complex, str, bytes)) or output_size is None:
         raise TypeError(f"{wrong}, not {type(output_size).__name__}")
     try:
-        size = operator.index(output_size)
+        size = _index(output_size)
         return (size, size)
     except TypeError:
         pass
@@ -105,14 +105,19 @@ def _pair(input, output_size):
             sizes[position] = input.shape[position - 2]
         elif not isinstance(size, torch.SymInt):
             try:
-                if isinstance(size, bool):
-                    raise TypeError
-                sizes[position] = operator.index(size)
+                sizes[position] = _index(size)
             except TypeError:
                 raise TypeError(
                     f"{wrong}, but found element of type {type(size).__name__} at pos {position}"
                 ) from None
     return tuple(sizes)
+
+
+def _index(size):
+    """Return an integer of any library as an int; a bool is none, whoever made it."""
+    if isinstance(size, bool) or (isinstance(size, Tensor) and size.dtype == torch.bool):
+        raise TypeError
+    return operator.index(size)
 
 
 def check_grad_output(grad_output: Tensor, input_size) -> None:

@@ -77,8 +77,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
-    check_input(input)
     sizes = check_output_size(input, output_size)
+    check_input(input)
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         if _is_exporting() or torch.jit.is_tracing():
             return torch.nn.functional.adaptive_avg_pool2d(input, sizes)
