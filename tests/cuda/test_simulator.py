@@ -1,0 +1,19 @@
+"""Runs the tests of ``in_simulator.py`` in a process where Numba simulates the GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def test_kernels_in_the_simulator():
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "in_simulator.py")]
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
