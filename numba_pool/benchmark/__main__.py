@@ -135,9 +135,11 @@ def run(options):
             first_results = [row for threads in options.threads for row in studies.first_results(threads)]
         for prepare, case, mode, layout, dtype, threads in tasks:
             task = prepare(case, mode, layout, getattr(torch, dtype), options.device)
+            # A series or a network says nothing on the compiler, which would take most of the time.
+            providers = [p for p in options.providers if p.name != "torch-compile" or case.study == "cases"]
             for count in threads:
                 progress.step(f"{case.name}, {mode}, {layout}, {dtype}, {count} threads")
-                taken, passed = studies.measure(task, options.providers, count, options.device, **timing)
+                taken, passed = studies.measure(task, providers, count, options.device, **timing)
                 measurements += taken
                 skipped += passed
     finally:
