@@ -22,6 +22,8 @@ LINKS = {
     "list": PYTHON + "stdtypes.html#list",
     "str": PYTHON + "stdtypes.html#str",
     "tuple": PYTHON + "stdtypes.html#tuple",
+    "None": PYTHON + "constants.html#None",
+    "sequence": "https://docs.python.org/3/glossary.html#term-sequence",
     "NotImplementedError": PYTHON + "exceptions.html#NotImplementedError",
     "RuntimeError": PYTHON + "exceptions.html#RuntimeError",
     "TypeError": PYTHON + "exceptions.html#TypeError",
@@ -30,10 +32,10 @@ LINKS = {
     "torch.Tensor": TORCH + "tensors.html",
     "torch.device": TORCH + "tensor_attributes.html#torch.device",
     "torch.dtype": TORCH + "tensor_attributes.html#torch.dtype",
+    "torch.memory_format": TORCH + "tensor_attributes.html#torch.memory_format",
     "torch.nn.Module": TORCH + "generated/torch.nn.Module.html",
     "torch.nn.AdaptiveAvgPool2d": TORCH + "generated/torch.nn.AdaptiveAvgPool2d.html",
-    "torch.nn.functional.adaptive_avg_pool2d": TORCH
-    + "generated/torch.nn.functional.adaptive_avg_pool2d.html",
+    "torch.nn.functional.adaptive_avg_pool2d": TORCH + "generated/torch.nn.functional.adaptive_avg_pool2d.html",
 }
 
 DOWNLOAD = {"en": "Download this chapter as a notebook", "zh_CN": "下载本章的 notebook"}
@@ -67,8 +69,8 @@ def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
 
 
 def link_known_name(app, env, node, contnode):
-    """Resolve a reference to a name of Python, NumPy or torch."""
-    if uri := LINKS.get(node["reftarget"]):
+    """Resolve a reference to a name of Python, NumPy or torch; numpydoc marks some of Python's as such."""
+    if uri := LINKS.get(node["reftarget"].removeprefix("python:")):
         return nodes.reference("", "", contnode, refuri=uri, internal=False)
     return None
 

@@ -69,7 +69,9 @@ def plain(markdown, folder):
         if name == "solution":
             return f"<details><summary>Solution</summary>\n\n{body}\n\n</details>"
         if name.startswith(("solution", "exercise")):
-            title = name.split("-")[0].capitalize() + (f": {argument}" if name.startswith("exercise") and argument else "")
+            title = name.split("-")[0].capitalize() + (
+                f": {argument}" if name.startswith("exercise") and argument else ""
+            )
             return "" if name.endswith("-end") else f"**{title}**\n\n{body}"
         title = argument or name.split(":")[-1].capitalize()
         return "\n".join(f"> {line}".rstrip() for line in f"**{title}**\n\n{body}".splitlines())
@@ -92,7 +94,9 @@ def notebook(source):
         if cell.cell_type == "markdown":
             cell.source = plain(cell.source, source.parent)
     result.cells = [cell for cell in result.cells if cell.source]
-    result.metadata = nbformat.from_dict({"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}})
+    result.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    )
     return result
 
 

@@ -1,0 +1,162 @@
+"""The book's sources keep the rules of the house, and its notebooks read well outside the book."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+import numba_pool
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+sys.path.insert(0, str(BOOK / "_ext"))
+
+import notebooks  # noqa: E402
+
+PAGES = sorted(path for path in BOOK.rglob("*.md") if not any(part.startswith("_") for part in path.parts))
+CHAPTERS = notebooks.chapters()
+
+
+def name(path):
+    """Return the name of a test's page."""
+    return path.relative_to(BOOK).with_suffix("").as_posix()
+
+
+def code_cells(source):
+    """Return the code of each cell of a chapter, without IPython's magics."""
+    cells = [cell.source for cell in notebooks.notebook(source).cells if cell.cell_type == "code"]
+    return ["\n".join(line for line in cell.splitlines() if line[:1] not in "%!") for cell in cells]
+
+
+def imported(code):
+    """Return the dotted names that `code` imports."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def private(dotted):
+    """Tell whether an imported name of the package is none that a reader should use."""
+    package, _, rest = dotted.partition(".")
+    public = rest.split(".")[0] in {"", "benchmark", *numba_pool.__all__}
+    return package == "numba_pool" and not public
+
+
+def figures_without(source, word):
+    """Return the code cells that draw a figure but lack the option `word`, and the figures that lack it."""
+    text = source.read_text(encoding="utf-8")
+    cells = re.findall(r"^```\{code-cell\}.*\n((?:.*\n)*?)^```$", text, re.MULTILINE)
+    figures = re.findall(r"^[`:]{3,}\{(?:figure|image)\}.*\n((?:.*\n)*?)^[`:]{3,}$", text, re.MULTILINE)
+    drawn = [cell for cell in cells if "plt.subplots(" in cell or "plt.figure(" in cell]
+    return [part for part in drawn + figures if f"{word}:" not in part and f"def {word}" not in part]
+
+
+def test_every_page_is_in_the_table_of_contents_once():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = re.findall(r"'(?:file|root)': '([^']+)'", repr(toc))
+    assert len(set(listed)) == len(listed)
+    assert {ROOT / f"{page}.md" for page in listed} == set(PAGES)
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=name)
+def test_chapter_imports_public_names_only(source):
+    assert [dotted for cell in code_cells(source) for dotted in imported(cell) if private(dotted)] == []
+
+
+def test_private_import_is_noticed():
+    assert private("numba_pool._dispatch.pool")
+    assert private("numba_pool.kernels")
+    assert not private("numba_pool")
+    assert not private("numba_pool.AdaptiveAvgPool2d")
+    assert not private("numba.njit")
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=name)
+def test_figures_have_alt_text_and_caption(source):
+    assert figures_without(source, "alt") == []
+    assert [part for part in figures_without(source, "caption") if "plt." in part] == []
+
+
+def test_figure_without_alt_text_is_noticed(tmp_path):
+    source = tmp_path / "page.md"
+    source.write_text("```{code-cell}\nplt.subplots()\n```\n\n```{figure} x.png\n:name: x\n```\n", encoding="utf-8")
+    assert len(figures_without(source, "alt")) == 2
+
+
+@pytest.mark.parametrize("source", PAGES, ids=name)
+def test_one_sentence_a_line(source):
+    text = re.sub(
+        r"^---\n.*?^---$|^`{3,}.*?^`{3,}$", "", source.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    assert re.findall(r"^(?!- )[^|\n]*[a-z]{2}[.?!] [A-Z][a-z].*$", text, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=name)
+def test_code_fits_the_page(source):
+    assert [line for cell in code_cells(source) for line in cell.splitlines() if len(line) > 92] == []
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=name)
+def test_notebook_reads_outside_the_book(source):
+    notebook = notebooks.notebook(source)
+    nbformat.validate(notebook)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert prose.startswith("# ")
+    assert re.findall(r"^(?:`{3,}|:{3,})\{.*|\{[\w:]+\}`.*|^\([\w-]+\)=$", prose, re.MULTILINE) == []
+    assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_directives_become_plain_markdown(tmp_path):
+    (tmp_path / "code.py").write_text(
+        "import x\n\n\n@x.jit\ndef f():\n    return 1\n\n\ndef g():\n    pass\n", encoding="utf-8"
+    )
+    markdown = """(label)=
+See {func}`~a.b.f`, {doc}`the next page <x>` and {cite}`lin2013`, or [this](other.md#part).
+
+```{note} Title
+One line.
+```
+
+```{literalinclude} code.py
+:pyobject: f
+```
+
+````{exercise} Name
+:label: ex
+Do it:
+```python
+1
+```
+````
+
+```{solution-end}
+```"""
+    plain = notebooks.plain(markdown, tmp_path)
+    assert plain.startswith("See `f`, the next page and [lin2013], or [this](other.ipynb#part).")
+    assert "> **Title**\n>\n> One line." in plain
+    assert "```python\n@x.jit\ndef f():\n    return 1\n```" in plain
+    assert "**Exercise: Name**\n\nDo it:\n```python\n1\n```" in plain
+    assert "{" not in plain
+    assert "label" not in plain
+
+
+def test_pins_lie_in_the_ranges_of_the_package():
+    requirement = pytest.importorskip("packaging.requirements").Requirement
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            pinned = requirement(line)
+            pins[pinned.name] = str(pinned.specifier).removeprefix("==")
+    extras = project["optional-dependencies"]
+    for needed in map(requirement, project["dependencies"] + extras["book"] + extras["test"] + extras["dev"]):
+        if needed.name != "numba_pool":
+            assert needed.specifier.contains(pins[needed.name]), needed

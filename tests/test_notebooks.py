@@ -1,0 +1,37 @@
+"""Every chapter runs as the notebook that its page offers: alone, in an empty folder, within a minute."""
+
+import sys
+import time
+from pathlib import Path
+
+import nbclient
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+import notebooks  # noqa: E402
+
+LIMIT = 60  # seconds for a chapter
+
+
+def run(notebook, folder, limit=LIMIT):
+    """Execute all cells of `notebook` in order, in a fresh kernel in `folder`; return the seconds it took."""
+    started = time.perf_counter()
+    nbclient.NotebookClient(notebook, timeout=limit, resources={"metadata": {"path": str(folder)}}).execute()
+    return time.perf_counter() - started
+
+
+@pytest.mark.notebooks
+@pytest.mark.slow
+@pytest.mark.parametrize("source", notebooks.chapters(), ids=lambda source: f"{source.parent.name}-{source.stem}")
+def test_chapter_runs(source, tmp_path):
+    assert run(notebooks.notebook(source), tmp_path) < LIMIT
+
+
+@pytest.mark.notebooks
+def test_failing_chapter_is_noticed(tmp_path):
+    source = tmp_path / "wrong.md"
+    source.write_text("# Wrong\n\n```{code-cell}\nassert 1 + 1 == 3\n```\n", encoding="utf-8")
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="AssertionError"):
+        run(notebooks.notebook(source), tmp_path)
