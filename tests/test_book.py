@@ -99,7 +99,7 @@ def test_one_sentence_a_line(source):
 
 @pytest.mark.parametrize("source", CHAPTERS, ids=name)
 def test_code_fits_the_page(source):
-    assert [line for cell in code_cells(source) for line in cell.splitlines() if len(line) > 92] == []
+    assert [line for cell in code_cells(source) for line in cell.splitlines() if len(line) > 88] == []
 
 
 @pytest.mark.parametrize("source", CHAPTERS, ids=name)
