@@ -49,15 +49,24 @@ def summarize(record, provider, baseline=BASELINE, study="cases"):
     return rows
 
 
-def losses(record, provider, baseline=BASELINE):
+def losses(record, provider, baseline=BASELINE, studies=("cases", "network")):
     """Return the measurements of a provider that were slower than the baseline's, each with its ratio, the worst first.
+
+    Parameters
+    ----------
+    record : Record
+        A run.
+    provider, baseline : str
+        Names of two providers.
+    studies : tuple of str
+        Where to look; a scaling series repeats the cases.
 
     Returns
     -------
     list of tuple
         ``(measurement, (median, p20, p80))``.
     """
-    found = [(m, record.ratio(m, baseline)) for m in record.select(provider=provider)]
+    found = [(m, record.ratio(m, baseline)) for m in record.select(provider=provider, study=studies)]
     return sorted(((m, r) for m, r in found if r is not None and r[0] < 1), key=lambda pair: pair[1][0])
 
 
