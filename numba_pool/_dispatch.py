@@ -1,9 +1,12 @@
 """From checked tensors to the kernels of their device and layout."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from . import _dlpack
+from ._validation import check_grad_output
 from .kernels import cpu
 
 
@@ -13,7 +16,7 @@ def is_channels_last(tensor: Tensor) -> bool:
     It looks at strides, not at contiguity, which cannot tell the formats apart where a size is 1.
     Source: ``is_channels_last_strides_2d`` in ``c10/core/MemoryFormat.h``.
     """
-    if tensor.dim() != 4:
+    if tensor.dim() != 4 or (tensor.is_contiguous() and not tensor.is_contiguous(memory_format=torch.channels_last)):
         return False
     sizes, strides = tensor.shape, tensor.stride()
     if strides[1] == 0:
@@ -28,29 +31,26 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a checked tensor to `output_size`, ``(oH, oW)``."""
-    channels_last = is_channels_last(input)
-    shape = (*input.shape[:-2], *output_size)
-    if input.shape == shape:
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        return input.clone(memory_format=memory_format)
-    return _launch(input, shape, channels_last, *input.shape[-2:], *output_size, "forward")
+    *batch, H, W = input.shape
+    return _launch("forward", input, batch, (H, W), output_size, is_channels_last(input), output_size)
 
 
 def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
     """Spread a checked gradient over an input of height and width `input_size`, in the input's memory format."""
-    shape = (*grad_output.shape[:-2], *input_size)
-    if grad_output.shape == shape:
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        return grad_output.clone(memory_format=memory_format)
-    return _launch(grad_output, shape, channels_last, *input_size, *grad_output.shape[-2:], "backward")
+    *batch, oH, oW = grad_output.shape
+    if oH == 0 or oW == 0:
+        check_grad_output(grad_output, input_size)
+    return _launch("backward", grad_output, batch, input_size, (oH, oW), channels_last, input_size)
 
 
-def _launch(source, shape, channels_last, H, W, oH, oW, direction):
+def _launch(direction, source, batch, input_size, output_size, channels_last, target_size):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if input_size == output_size:
+        return source.clone(memory_format=memory_format)
     source = source.contiguous(memory_format=memory_format)
     if source.is_neg():
         source = source.resolve_neg()
-    inner = shape[1] if channels_last else 1
+    shape = (*batch, *target_size)
     if source.is_cuda:
         from . import _cuda_bridge
 
@@ -60,7 +60,8 @@ def _launch(source, shape, channels_last, H, W, oH, oW, direction):
         return target
     target, memory = _dlpack.empty(shape, source.dtype, channels_last)
     if memory.size:
-        planes = memory.size // (shape[-2] * shape[-1] * inner)
+        planes, inner = (batch[0], batch[1]) if channels_last else (math.prod(batch), 1)
         array = _dlpack.as_array(source, channels_last)
-        getattr(cpu, direction)(array, memory, planes, H, W, inner, oH, oW, torch.get_num_threads())
+        kernel = cpu.forward if direction == "forward" else cpu.backward
+        kernel(array, memory, planes, *input_size, inner, *output_size, torch.get_num_threads())
     return target

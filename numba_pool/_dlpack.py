@@ -19,6 +19,10 @@ _ARRAY_DTYPES = {
 }
 
 
+# The core of `from_dlpack`, which first asks of what kind its argument is.
+_from_capsule = getattr(torch._C, "_from_dlpack", from_dlpack)
+
+
 class _Exporter:
     """Hands a tensor's memory to NumPy: what ``Tensor.__dlpack__`` does, less the checks that `as_array`'s callers made."""
 
@@ -41,13 +45,13 @@ def as_array(tensor: Tensor, channels_last: bool) -> np.ndarray:
     The tensor must be contiguous in the given format, with its negative bit resolved.
     """
     dtype = tensor.dtype
-    if dtype.itemsize == 2:
+    if dtype is torch.float16 or dtype is torch.bfloat16:
         tensor = tensor.view(torch.int16)
     array = np.from_dlpack(_Exporter(tensor))
     if channels_last:
         array = array.transpose(0, 2, 3, 1)
     array = array.reshape(-1)
-    return array.view(np.uint16) if dtype == torch.bfloat16 else array
+    return array.view(np.uint16) if dtype is torch.bfloat16 else array
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tuple[Tensor, np.ndarray]:
@@ -55,11 +59,20 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
 
     NumPy allocates: it asks for huge pages where the array is large, and torch does not; a large result is written several
     times faster into huge pages.
+
+    Raises
+    ------
+    RuntimeError
+        If there is not so much memory, as torch's own allocator does.
     """
-    memory = np.empty(math.prod(shape), _ARRAY_DTYPES[dtype])
-    if not channels_last and dtype != torch.bfloat16:
-        array = memory.view(np.float16) if dtype == torch.float16 else memory
-        return from_dlpack(array.reshape(shape).__dlpack__()), memory
+    try:
+        memory = np.empty(math.prod(shape), _ARRAY_DTYPES[dtype])
+        array = memory.reshape(shape)
+    except (MemoryError, ValueError) as error:
+        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
+    if not channels_last and dtype is not torch.bfloat16:
+        array = array.view(np.float16) if dtype is torch.float16 else array
+        return _from_capsule(array.__dlpack__()), memory
     storage = from_dlpack(memory.view(np.int16) if dtype.itemsize == 2 else memory).untyped_storage()
     if channels_last:
         N, C, H, W = shape

@@ -1,9 +1,9 @@
 """The CPU kernels: flat arrays in, flat arrays filled.
 
 Both directions are one computation, the sum over windows.
-The forward sums the windows of the input and divides each sum by its window's area.
-The backward divides each gradient by its window's area, then sums, for every element of the input, over the outputs whose windows
-hold it; these form a window too, the one of the same formula with the sizes' roles swapped.
+The forward sums the windows of the input, then divides each sum by its window's area.
+The backward first multiplies each gradient by its share, one over its window's area, then sums, for every element of the input,
+over the outputs whose windows hold it; these form a window too, by the same formula with the sizes' roles swapped.
 
 So a kernel speaks of `src` and `dst`, whatever the direction: flat views of contiguous memory, ``(planes, H, W, inner)`` and
 ``(planes, oH, oW, inner)``.
@@ -35,6 +35,9 @@ NARROW = 8
 # The row sums that wait for their windows, in elements: few enough to stay in a core's first-level cache.
 SLAB = 1024
 
+# The pixels that are added in registers, for one block of channels after the other: few enough to stay in that cache, too.
+TILE = 4096
+
 # Elements per thread below which a second thread costs more than it gains.
 GRAIN = 16384
 
@@ -44,150 +47,235 @@ _parallel = njit(nogil=True, error_model="numpy", parallel=True)
 
 
 @_inline
-def add_row(src, first, length, out, at, fresh):
-    """Add ``src[first:][:length]`` to ``out[at:][:length]``, or copy it there if `fresh`; padding lanes become zero."""
-    for i in range(0, length, LANES):
-        lanes = length - i
-        row = load(src, first + i, LANES) if lanes >= LANES else load(src, first + i, lanes)
-        if not fresh:
-            row = row + load(out, at + i, LANES)
-        store(out, at + i, row, LANES)
-
-
-@_inline
 def span(src, first, n):
     """Return the sum of ``src[first : first + n]``, kept in sixteen lanes until the end."""
-    s = load(src, first, n)
-    i = LANES
-    while i + 4 * LANES <= n:
+    full = n // LANES * LANES
+    s = load(src, first + full, n - full)
+    i = 0
+    while i + 4 * LANES <= full:
         a = first + i
         s = s + (
             (load(src, a, LANES) + load(src, a + LANES, LANES))
             + (load(src, a + 2 * LANES, LANES) + load(src, a + 3 * LANES, LANES))
         )
         i += 4 * LANES
-    while i < n:
-        s = s + load(src, first + i, n - i)
+    while i < full:
+        s = s + load(src, first + i, LANES)
         i += LANES
     return total(s)
 
 
-@_kernel
-def sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, divide, lo, hi):
-    """Sum the windows of jobs `lo` to `hi` of all planes, contiguous layout; with `divide`, average them.
+@_inline
+def read(src, i, lanes, shares, p, shared):
+    """Return up to sixteen elements of `src`, multiplied by their `shares` if they are `shared`."""
+    s = load(src, i, lanes)
+    if shared:
+        s = s * load(shares, p, lanes)
+    return s
 
-    Rows first: the rows of a window are added up element by element, sixteen columns at once, in the order of memory.
+
+@_inline
+def sum_rows(src, row, W, top, bottom, shares, shared, sums, at):
+    """Set ``sums[at:][:W]`` to the sum of the rows `top` to `bottom` of the plane whose first element is `row`.
+
+    Narrow rows are summed in a register, one block of sixteen columns after the other.
+    Wide rows are added to `sums` one by one, so that memory is read in its order, which the hardware foresees.
+    Lanes of `sums` past `W` become zero.
+    """
+    if W <= 4 * LANES:
+        for i in range(0, W, LANES):
+            s = read(src, row + top * W + i, W - i, shares, top * W + i, shared)
+            for ih in range(top + 1, bottom):
+                s = s + read(src, row + ih * W + i, W - i, shares, ih * W + i, shared)
+            store(sums, at + i, s, LANES)
+    else:
+        for ih in range(top, bottom):
+            for i in range(0, W, LANES):
+                lanes = W - i
+                if lanes >= LANES:
+                    s = read(src, row + ih * W + i, LANES, shares, ih * W + i, shared)
+                else:
+                    s = read(src, row + ih * W + i, lanes, shares, ih * W + i, shared)
+                if ih > top:
+                    s = s + load(sums, at + i, LANES)
+                store(sums, at + i, s, LANES)
+
+
+@_inline
+def divide(values, n, areas, p):
+    """Divide ``values[:n]`` by `areas` from `p` on; `areas` repeats itself, and `values` has room up to full lanes."""
+    done = 0
+    while done < n:
+        part = min(areas.size - p, n - done)
+        for i in range(0, part, LANES):
+            s = load(values, done + i, LANES) / load(areas, p + i, part - i)
+            store(values, done + i, s, part - i)
+        done += part
+        p = 0
+
+
+@_kernel
+def sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi):
+    """Sum the windows of jobs `lo` to `hi` of all planes, contiguous layout.
+
+    `weights` are the areas that the sums are divided by if `average`, else the shares that the elements of `src` are multiplied
+    by; without weights, the sums are plain.
+
+    Rows first: the rows of a window are added up element by element, sixteen columns at once.
     Then columns: the row of sums is cut into the windows.
+    Several jobs, a slab, take each step together, because rows are short.
     """
     top, bottom, target = jobs
     starts, ends = columns
     count = top.size - 1
+    shared = weights.size > 0 and not average
     pitch = (W + LANES - 1) // LANES * LANES
-    out_pitch = (oW + LANES - 1) // LANES * LANES
-    slab = max(1, SLAB // pitch)
+    slab = min(max(1, SLAB // pitch), hi - lo)
     narrowest, widest = W, 0
-    widths = scratch(src, out_pitch)
     for ow in range(oW):
-        kw = ends[ow] - starts[ow]
+        kw = get(ends, ow) - get(starts, ow)
         narrowest, widest = min(narrowest, kw), max(widest, kw)
-        put(widths, ow, kw)
     row_sums = scratch(src, slab * pitch + LANES)
     window_sums = scratch(src, 2 * row_sums.size)
-    picked = scratch(src, slab * out_pitch)
-    pick = np.empty(oW, np.int64)
-    for ow in range(oW):
-        pick[ow] = starts[ow] + (row_sums.size if ends[ow] - starts[ow] > narrowest else 0)
+    results = scratch(src, slab * oW + LANES)
 
     j = lo % count
     plane = lo // count
     for first_job in range(lo, hi, slab):
         n = min(slab, hi - first_job)
-        j0, plane0 = j, plane
+        first_j, first_plane = j, plane
         for r in range(n):
-            row = (plane * H + top[j]) * W
-            for ih in range(bottom[j] - top[j]):
-                add_row(src, row + ih * W, W, row_sums, r * pitch, ih == 0)
+            row = plane * H * W
+            if oW == 1 and not shared:
+                # Whole rows are one run of memory.
+                put(results, r, span(src, row + top[j] * W, (bottom[j] - top[j]) * W))
+            else:
+                sum_rows(src, row, W, top[j], bottom[j], weights, shared, row_sums, r * pitch)
             j += 1
             if j == count:
                 j = 0
                 plane += 1
 
-        if widest <= NARROW:
-            for i in range(0, n * pitch, LANES):
-                s = load(row_sums, i, LANES)
-                for d in range(1, narrowest):
-                    s = s + load(row_sums, i + d, LANES)
-                store(window_sums, i, s, LANES)
-                if widest > narrowest:
-                    store(window_sums, row_sums.size + i, s + load(row_sums, i + narrowest, LANES), LANES)
-            for r in range(n):
-                for ow in range(oW):
-                    put(picked, r * out_pitch + ow, get(window_sums, r * pitch + pick[ow]))
+        if oW > 1 or shared:
+            if widest <= NARROW:
+                for i in range(0, n * pitch, LANES):
+                    s = load(row_sums, i, LANES)
+                    for d in range(1, narrowest):
+                        s = s + load(row_sums, i + d, LANES)
+                    store(window_sums, i, s, LANES)
+                    if widest > narrowest:
+                        store(window_sums, row_sums.size + i, s + load(row_sums, i + narrowest, LANES), LANES)
+                for r in range(n):
+                    for ow in range(oW):
+                        wide = get(ends, ow) - get(starts, ow) > narrowest
+                        at = r * pitch + get(starts, ow) + (row_sums.size if wide else 0)
+                        put(results, r * oW + ow, get(window_sums, at))
+            else:
+                for r in range(n):
+                    for ow in range(oW):
+                        kw = get(ends, ow) - get(starts, ow)
+                        put(results, r * oW + ow, span(row_sums, r * pitch + get(starts, ow), kw))
+
+        if average:
+            divide(results, n * oW, weights, first_j * oW)
+        if count == oH:
+            for i in range(0, n * oW, LANES):
+                store(dst, first_job * oW + i, load(results, i, LANES), n * oW - i)
         else:
+            j, plane = first_j, first_plane
             for r in range(n):
-                for ow in range(oW):
-                    put(picked, r * out_pitch + ow, span(row_sums, r * pitch + starts[ow], ends[ow] - starts[ow]))
-
-        j, plane = j0, plane0
-        for r in range(n):
-            for i in range(0, oW, LANES):
-                s = load(picked, r * out_pitch + i, LANES)
-                if divide:
-                    s = s / (fill(src, bottom[j] - top[j]) * load(widths, i, LANES))
                 for oh in range(target[j], target[j + 1]):
-                    store(dst, (plane * oH + oh) * oW + i, s, oW - i)
-            j += 1
-            if j == count:
-                j = 0
-                plane += 1
+                    for i in range(0, oW, LANES):
+                        store(dst, (plane * oH + oh) * oW + i, load(results, r * oW + i, LANES), oW - i)
+                j += 1
+                if j == count:
+                    j = 0
+                    plane += 1
 
 
 @_kernel
-def sum_spans(src, dst, H, W, inner, oH, oW, jobs, columns, divide, lo, hi):
-    """Do what `sum_windows` does where a window holds whole rows, so is one run of memory: 1x1 outputs above all."""
-    top, bottom, target = jobs
-    count = top.size - 1
-    j = lo % count
-    plane = lo // count
-    for job in range(lo, hi):
-        n = (bottom[j] - top[j]) * W
-        s = span(src, (plane * H + top[j]) * W, n)
-        if divide:
-            s = s / n
-        for oh in range(target[j], target[j + 1]):
-            put(dst, plane * oH + oh, s)
-        j += 1
-        if j == count:
-            j = 0
-            plane += 1
+def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi):
+    """Do what `sum_windows` does, channels_last layout: whole pixels of `inner` channels are added.
 
-
-@_kernel
-def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, divide, lo, hi):
-    """Sum the windows of jobs `lo` to `hi` of all planes, channels_last layout: whole pixels of `inner` channels are added."""
+    A window is worked through in tiles of pixels.
+    Within a tile, 64 channels at a time are summed in four registers.
+    """
     top, bottom, target = jobs
     starts, ends = columns
     count = top.size - 1
+    shared = weights.size > 0 and not average
+    pixels = max(1, min(64, TILE // inner))
     sums = scratch(src, inner + LANES)
     j = lo % count
     plane = lo // count
     for job in range(lo, hi):
+        first_row = (plane * oH + target[j]) * oW * inner
         for ow in range(oW):
-            for ih in range(top[j], bottom[j]):
-                for iw in range(starts[ow], ends[ow]):
-                    fresh = ih == top[j] and iw == starts[ow]
-                    add_row(src, ((plane * H + ih) * W + iw) * inner, inner, sums, 0, fresh)
-            area = fill(src, (bottom[j] - top[j]) * (ends[ow] - starts[ow]))
-            for i in range(0, inner, LANES):
-                s = load(sums, i, LANES)
-                if divide:
-                    s = s / area
-                for oh in range(target[j], target[j + 1]):
-                    store(dst, ((plane * oH + oh) * oW + ow) * inner + i, s, inner - i)
+            kw = get(ends, ow) - get(starts, ow)
+            tile_width = min(kw, pixels)
+            tile_height = pixels // tile_width
+            for ih0 in range(top[j], bottom[j], tile_height):
+                ih1 = min(ih0 + tile_height, bottom[j])
+                for iw0 in range(get(starts, ow), get(ends, ow), tile_width):
+                    iw1 = min(iw0 + tile_width, get(ends, ow))
+                    fresh = ih0 == top[j] and iw0 == get(starts, ow)
+                    add_tile(src, plane * H * W, W, inner, ih0, ih1, iw0, iw1, weights, shared, sums, fresh)
+            to = first_row + ow * inner
+            if average:
+                area = fill(src, get(weights, j * oW + ow))
+                for i in range(0, inner, LANES):
+                    store(dst, to + i, load(sums, i, LANES) / area, inner - i)
+            else:
+                for i in range(0, inner, LANES):
+                    store(dst, to + i, load(sums, i, LANES), inner - i)
+        # Rows with the same window are copies of the first.
+        for oh in range(target[j] + 1, target[j + 1]):
+            to = (plane * oH + oh) * oW * inner
+            for i in range(0, oW * inner, LANES):
+                lanes = oW * inner - i
+                store(dst, to + i, load(dst, first_row + i, lanes), lanes)
         j += 1
         if j == count:
             j = 0
             plane += 1
+
+
+@_inline
+def add_tile(src, plane, W, inner, ih0, ih1, iw0, iw1, shares, shared, sums, fresh):
+    """Add the pixels of the rows `ih0` to `ih1` and columns `iw0` to `iw1` to `sums`, or put them there if `fresh`."""
+    c = 0
+    while c < inner:
+        lanes = min(inner - c, LANES)
+        four = inner - c >= 4 * LANES
+        s = fill(src, 0)
+        s1, s2, s3 = s, s, s
+        for ih in range(ih0, ih1):
+            for iw in range(iw0, iw1):
+                i = (plane + ih * W + iw) * inner + c
+                share = fill(src, get(shares, ih * W + iw) if shared else 1)
+                if four:
+                    a, a1 = load(src, i, LANES), load(src, i + LANES, LANES)
+                    a2, a3 = load(src, i + 2 * LANES, LANES), load(src, i + 3 * LANES, LANES)
+                    if shared:
+                        a, a1, a2, a3 = a * share, a1 * share, a2 * share, a3 * share
+                    s, s1, s2, s3 = s + a, s1 + a1, s2 + a2, s3 + a3
+                else:
+                    a = load(src, i, lanes)
+                    if shared:
+                        a = a * share
+                    s = s + a
+        if not fresh:
+            s = s + load(sums, c, LANES)
+        store(sums, c, s, LANES)
+        c += LANES
+        if four:
+            if not fresh:
+                s1, s2 = s1 + load(sums, c, LANES), s2 + load(sums, c + LANES, LANES)
+                s3 = s3 + load(sums, c + 2 * LANES, LANES)
+            store(sums, c, s1, LANES)
+            store(sums, c + LANES, s2, LANES)
+            store(sums, c + 2 * LANES, s3, LANES)
+            c += 3 * LANES
 
 
 @_kernel
@@ -206,7 +294,7 @@ def add_pieces(pieces, dst, inner, oH, oW, jobs, areas, lo, hi):
             s = 0.0
             for piece in range(top[j], bottom[j]):
                 s += get(pieces, (plane * bottom[count - 1] + piece) * length + i)
-            s /= get(areas, target[j] * oW + i // inner)
+            s /= get(areas, j * oW + i // inner)
             for oh in range(target[j], target[j + 1]):
                 put(dst, (plane * oH + oh) * length + i, s)
         j += 1
@@ -215,80 +303,47 @@ def add_pieces(pieces, dst, inner, oH, oW, jobs, areas, lo, hi):
             plane += 1
 
 
-@_kernel
-def divide_by_areas(src, dst, inner, areas, lo, hi):
-    """Divide the pixels `lo` to `hi`, each of `inner` channels, by the areas of their windows; `areas` repeats itself."""
-    p = lo % areas.size
-    if inner > 1:
-        for pixel in range(lo, hi):
-            area = fill(src, get(areas, p))
-            for i in range(0, inner, LANES):
-                at = pixel * inner + i
-                store(dst, at, load(src, at, inner - i) / area, inner - i)
-            p = p + 1 if p + 1 < areas.size else 0
-    else:
-        at = lo
-        while at < hi:
-            n = min(areas.size - p, hi - at)
-            for i in range(0, n, LANES):
-                store(dst, at + i, load(src, at + i, n - i) / load(areas, p + i, n - i), n - i)
-            at += n
-            p = 0
-
-
 @_parallel
-def sum_windows_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, divide, count, threads):
+def sum_windows_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, count, threads):
     """Share the jobs of `sum_windows` out to threads."""
     for t in prange(threads):
-        sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, divide, t * count // threads, (t + 1) * count // threads)
+        lo, hi = t * count // threads, (t + 1) * count // threads
+        sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi)
 
 
 @_parallel
-def sum_spans_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, divide, count, threads):
-    """Share the jobs of `sum_spans` out to threads."""
-    for t in prange(threads):
-        sum_spans(src, dst, H, W, inner, oH, oW, jobs, columns, divide, t * count // threads, (t + 1) * count // threads)
-
-
-@_parallel
-def sum_pixels_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, divide, count, threads):
+def sum_pixels_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, count, threads):
     """Share the jobs of `sum_pixels` out to threads."""
     for t in prange(threads):
-        sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, divide, t * count // threads, (t + 1) * count // threads)
-
-
-@_parallel
-def add_pieces_parallel(pieces, dst, inner, oH, oW, jobs, areas, count, threads):
-    """Share the jobs of `add_pieces` out to threads."""
-    for t in prange(threads):
-        add_pieces(pieces, dst, inner, oH, oW, jobs, areas, t * count // threads, (t + 1) * count // threads)
-
-
-@_parallel
-def divide_by_areas_parallel(src, dst, inner, areas, count, threads):
-    """Share the pixels of `divide_by_areas` out to threads."""
-    for t in prange(threads):
-        divide_by_areas(src, dst, inner, areas, t * count // threads, (t + 1) * count // threads)
+        lo, hi = t * count // threads, (t + 1) * count // threads
+        sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi)
 
 
 class Plan(NamedTuple):
     """The tables for summing windows of ``(H, W)`` planes to ``(oH, oW)`` planes."""
 
-    jobs: np.ndarray
-    columns: np.ndarray
-    pieces: np.ndarray | None
-    areas: np.ndarray
+    jobs: np.ndarray  # (3, jobs + 1): top, bottom, target
+    columns: np.ndarray  # (2, oW): where the windows start and end
+    pieces: np.ndarray | None  # like jobs, where windows are cut: which jobs they consist of
+    areas: np.ndarray  # (windows' rows * oW, repeated): the areas of different windows
+    shares: np.ndarray  # (oH * oW,): one over the areas of all windows
+    none: np.ndarray  # (0,): no weights
 
 
 @lru_cache(maxsize=1024)
 def plan(H, W, oH, oW, dtype):
-    """Return the `Plan` of two plane sizes; it is kept for the next call."""
+    """Return the `Plan` of two plane sizes, for arrays of `dtype`; it is kept for the next call."""
+    dtype = np.float64 if dtype == np.float64 else np.float32
     starts, ends = pooling_windows(H, oH)
     columns = np.stack(pooling_windows(W, oW))
     widths = columns[1] - columns[0]
+    shares = (1.0 / np.outer(ends - starts, widths)).astype(dtype).ravel()
     # Neighbouring rows with the same window are computed once.
     new = np.flatnonzero((np.diff(starts, prepend=-1) != 0) | (np.diff(ends, prepend=-1) != 0))
     starts, ends, target = starts[new], ends[new], np.append(new, oH)
+    areas = np.outer(ends - starts, widths).astype(dtype).ravel()
+    # Repeated, so that planes with few outputs share a loop.
+    areas = np.tile(areas, max(1, 512 // areas.size))
     rows = max(1, PIECE // int(widths.max()))
     counts = -(-(ends - starts) // rows)
     pieces = None
@@ -299,62 +354,39 @@ def plan(H, W, oH, oW, dtype):
         starts = np.repeat(starts, counts) + nth * rows
         ends = np.minimum(starts + rows, np.repeat(ends, counts))
         target = np.arange(last[-1] + 1)
-    areas = np.outer(np.diff(np.stack(pooling_windows(H, oH)), axis=0), widths).astype(dtype).ravel()
-    # Repeated, so that tiny planes share their loops.
-    areas = np.tile(areas, max(1, 256 // areas.size))
-    return Plan(_jobs(starts, ends, target), columns, pieces, areas)
+    return Plan(_jobs(starts, ends, target), columns, pieces, areas, shares, np.empty(0, dtype))
 
 
 def _jobs(top, bottom, target):
     return np.stack([np.append(top, 0), np.append(bottom, 0), target])
 
 
-def _sum(src, dst, planes, H, W, inner, oH, oW, divide, threads):
-    dtype = np.dtype(np.float64 if src.dtype == np.float64 else np.float32)
-    tables = plan(H, W, oH, oW, dtype)
-    if inner > 1:
-        name = "sum_pixels"
-    elif oW == 1:
-        name = "sum_spans"
-    else:
-        name = "sum_windows"
-    count = planes * (tables.jobs.shape[1] - 1)
-    threads = min(threads, count, 1 + planes * inner * max(H * W, oH * oW) // GRAIN)
-    kernel, parallel_kernel = KERNELS[name]
-    if tables.pieces is None:
-        run(kernel, parallel_kernel, (src, dst, H, W, inner, oH, oW, tables.jobs, tables.columns, divide), count, threads)
-        return
-    rows = tables.jobs.shape[1] - 1
-    pieces = np.empty(count * oW * inner, dtype)
-    run(kernel, parallel_kernel, (src, pieces, H, W, inner, rows, oW, tables.jobs, tables.columns, False), count, threads)
-    areas = tables.areas if divide else np.ones_like(tables.areas)
-    count = planes * (tables.pieces.shape[1] - 1)
-    run(*KERNELS["add_pieces"], (pieces, dst, inner, oH, oW, tables.pieces, areas), count, min(threads, count))
-
-
 def forward(input, output, planes, H, W, inner, oH, oW, threads):
-    """Fill `output` with the means of the windows of `input`."""
-    _sum(input, output, planes, H, W, inner, oH, oW, True, threads)
+    """Fill `output` with the means of the windows of `input`, on up to `threads` threads."""
+    tables = plan(H, W, oH, oW, input.dtype)
+    _sum(input, output, planes, H, W, inner, oH, oW, tables, tables.areas, True, threads)
 
 
 def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
-    """Fill `grad_input` with the gradients of the inputs of `forward`, given those of its outputs."""
-    dtype = np.dtype(np.float64 if grad_output.dtype == np.float64 else np.float32)
-    shares = np.empty(grad_output.size, dtype)
-    pixels = planes * oH * oW
-    arguments = (grad_output, shares, inner, plan(H, W, oH, oW, dtype).areas)
-    run(*KERNELS["divide_by_areas"], arguments, pixels, min(threads, 1 + pixels * inner // GRAIN))
-    shares.flags.writeable = False  # as tensors' arrays are: for Numba it is part of the type
-    _sum(shares, grad_input, planes, oH, oW, inner, H, W, False, threads)
+    """Fill `grad_input` with the gradients of `forward`'s inputs, given those of its outputs, on up to `threads` threads."""
+    shares = plan(H, W, oH, oW, grad_output.dtype).shares
+    tables = plan(oH, oW, H, W, grad_output.dtype)
+    _sum(grad_output, grad_input, planes, oH, oW, inner, H, W, tables, shares, False, threads)
 
 
-KERNELS = {
-    "sum_windows": (sum_windows, sum_windows_parallel),
-    "sum_spans": (sum_spans, sum_spans_parallel),
-    "sum_pixels": (sum_pixels, sum_pixels_parallel),
-    "add_pieces": (add_pieces, add_pieces_parallel),
-    "divide_by_areas": (divide_by_areas, divide_by_areas_parallel),
-}
+def _sum(src, dst, planes, H, W, inner, oH, oW, tables, weights, average, threads):
+    kernels = (sum_windows, sum_windows_parallel) if inner == 1 else (sum_pixels, sum_pixels_parallel)
+    jobs, columns, pieces = tables.jobs, tables.columns, tables.pieces
+    rows = jobs.shape[1] - 1
+    count = planes * rows
+    threads = min(threads, count, 1 + planes * inner * max(H * W, oH * oW) // GRAIN)
+    if pieces is None:
+        run(*kernels, (src, dst, H, W, inner, oH, oW, jobs, columns, weights, average), count, threads)
+        return
+    sums = np.empty(count * oW * inner, tables.areas.dtype)
+    areas, weights = (weights, tables.none) if average else (np.ones_like(tables.areas), weights)
+    run(*kernels, (src, sums, H, W, inner, rows, oW, jobs, columns, weights, False), count, threads)
+    add_pieces(sums, dst, inner, oH, oW, pieces, areas, 0, planes * (pieces.shape[1] - 1))
 
-for _pair in KERNELS.values():
-    keep_compiled(*_pair)
+
+keep_compiled(sum_windows, sum_windows_parallel, sum_pixels, sum_pixels_parallel, add_pieces)

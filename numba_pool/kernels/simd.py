@@ -38,8 +38,8 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _accumulator(array):
-    """Return the type that sums of an array's elements are kept in: float32, but float64 for float64."""
-    return types.float64 if array.dtype == types.float64 else types.float32
+    """Return the type that an array's elements are computed with: float32 for half types, else their own."""
+    return types.float32 if array.dtype in (types.int16, types.uint16) else array.dtype
 
 
 def _like(shape, scalar):
@@ -235,18 +235,3 @@ def _lanes_divide(a, b):
     if isinstance(a, Lanes) and a == b:
         return lambda a, b: _divide(a, b)
 
-
-@intrinsic
-def prefetch(typingctx, array, i):
-    """Ask for the memory of ``array[i]`` before it is needed; `i` may lie past the end."""
-
-    def codegen(context, builder, signature, arguments):
-        array, i = arguments
-        view = context.make_array(signature.args[0])(context, builder, array)
-        pointer = builder.bitcast(builder.gep(view.data, [i]), ir.IntType(8).as_pointer())
-        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
-        name = "llvm.prefetch.p0" if str(pointer.type) == "ptr" else "llvm.prefetch.p0i8"
-        prefetch = cgutils.get_or_insert_function(builder.module, function_type, name)
-        builder.call(prefetch, [pointer, _i32(0), _i32(3), _i32(1)])
-
-    return types.void(array, types.intp), codegen
