@@ -192,7 +192,7 @@ def tile_kernel(dtype, backward, room=ROOM):
             e = int32(t if t < head else t + packs * width)
             store(dst, begin + e, get(pool, at + e))
 
-    @compile_kernel()
+    @compile_kernel(registers=80 if dtype == "bfloat16" else 64)
     def tiles(src, dst, lines, sH, dH, sW, dW, group, across, lanes, src_shift, dst_shift):
         pool = shared_pool()
         scratch = cuda.shared.array(THREADS, sum_type)
@@ -412,7 +412,7 @@ def pixel_kernel(dtype, backward, width, room=ROOM):
     load, store, add, divide, zero = pack.load, pack.store, pack.add, pack.divide, pack.zero
     THREADS, LINES, COLUMNS = room.threads, room.lines, room.columns
 
-    @compile_kernel(registers=80 if backward else 64)
+    @compile_kernel(registers=64 if not backward else 96 if dtype == "float64" else 80)
     def pixels(src, dst, lines, sH, dH, sW, dW, C, group):
         top = cuda.shared.array(LINES, types.int32)
         bottom = cuda.shared.array(LINES, types.int32)
@@ -480,7 +480,7 @@ def bundle_kernel(dtype, backward, width, room=ROOM):
     shared_bundle = shared_sums(dtype, THREADS * FULL)
     number = TYPES[dtype].sum
 
-    @compile_kernel(registers=96 if backward else 64)
+    @compile_kernel(registers=96 if backward else 80)
     def bundles(src, dst, lines, sH, dH, sW, dW, C, nx, part_pixels, parts):
         bundle = shared_bundle()
         t = int32(cuda.threadIdx.x)
@@ -558,11 +558,13 @@ def finish_kernel(dtype, backward, room=ROOM):
         t = int32(cuda.threadIdx.x)
         lane = int32(t % lanes)
         index = cuda.blockIdx.x * (THREADS // lanes) + t // lanes
-        total = zero()[0]
+        a = b = zero()[0]
         if index < count:
-            for part in range(lane, parts, lanes):
-                total += load_sum(partial, part * count + index)[0]
-        scratch[t] = total
+            for part in range(lane, parts, 2 * lanes):
+                a += load_sum(partial, part * count + index)[0]
+                if part + lanes < parts:
+                    b += load_sum(partial, (part + lanes) * count + index)[0]
+        scratch[t] = a + b
         cuda.syncthreads()
         if lane == 0 and index < count:
             total = strided_sum(scratch, t, lanes, int32(1))
@@ -707,11 +709,6 @@ def longest_window(size, other_size, count=1):
     return (size - gcd(size, other_size) + count * other_size + size - 1) // size
 
 
-def part_size(area, room):
-    """Return how many elements make a part of a window of `area` elements: no window has many more than 1024 parts."""
-    return max(room.part, area // 1024)
-
-
 def lanes_for(kw, room):
     """Return how many threads share the sum along a window's columns: 1 for a short one, then one for four columns."""
     return 1 if kw < 8 else min(room.warp, power_of_two(kw // 4))
@@ -765,7 +762,7 @@ def _plan_strips(dtype, backward, lines, sH, dH, sW, dW, aligned, room):
     across = -(-dW // -(-dW // across))
     column_parts = -(-kw // reach) if across == 1 else 1
     columns = min(longest_window(dW, sW, across), reach)
-    row_parts = -(-kh * columns // part_size(kh * kw, room))
+    row_parts = -(-kh * columns // room.part)
     part_rows = -(-kh // row_parts)
     row_parts = -(-kh // part_rows)
     # The first column may lie anywhere in its pack, unless it is the first of the row.
@@ -800,7 +797,7 @@ def _plan_bundles(dtype, backward, lines, sH, dH, sW, dW, C, aligned, room):
     area = longest_window(dH, sH) * longest_window(dW, sW)
     packs = -(-C // full)
     nx = -(-packs // -(-packs // room.warp))
-    parts = -(-area * nx * full // part_size(area * nx * full, room))
+    parts = -(-area * nx * full // room.part)
     part_pixels = -(-area // parts)
     parts = -(-area // part_pixels)
     blocks = lines * dW * parts * -(-C // (nx * full))

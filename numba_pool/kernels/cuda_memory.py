@@ -158,13 +158,20 @@ def _compiled_pack(dtype, width):
             return [widen_half(builder, bits) for bits in halves]
         return parts
 
+    def narrow_pair(builder, low, high):
+        if dtype == "float16":
+            low, high = (builder.zext(narrow_half(builder, value), word) for value in (low, high))
+            return builder.or_(low, builder.shl(high, word(16)))
+        convert = ir.InlineAsm(ir.FunctionType(word, [single, single]), "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f")
+        return builder.call(convert, [high, low])
+
     def repack(builder, values):
         if itemsize == 2:
-            values = [narrow_half(builder, value) for value in values]
-            if width > 1:
-                words = [builder.zext(bits, word) for bits in values]
-                pairs = zip(words[::2], words[1::2], strict=True)
-                values = [builder.or_(low, builder.shl(high, word(16))) for low, high in pairs]
+            if width == 1:
+                values = [narrow_half(builder, values[0])]
+            else:
+                pairs = zip(values[::2], values[1::2], strict=True)
+                values = [narrow_pair(builder, low, high) for low, high in pairs]
         if width == 1:
             return values[0]
         vector = ir.Constant(moved, ir.Undefined)
