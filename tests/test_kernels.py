@@ -1,0 +1,318 @@
+"""The CPU kernels against the reference, on NumPy arrays: torch has no part in this."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from helpers import ROOT, assert_rounded, spawn
+
+from numba_pool import reference
+from numba_pool.kernels import cpu
+
+# Elements of NaN before and after every array: whoever reads them spoils a result, whoever writes them is found out.
+GUARD = 64
+
+# N, C, H, W, oH, oW.
+CASES = {
+    "one element": (1, 1, 1, 1, 1, 1),
+    "global": (2, 3, 13, 11, 1, 1),
+    "equal windows": (2, 3, 12, 8, 3, 2),
+    "equal wide windows": (1, 2, 36, 60, 2, 3),
+    "windows that overlap": (1, 3, 7, 10, 4, 3),
+    "primes": (2, 5, 31, 29, 7, 11),
+    "one less": (2, 3, 18, 17, 17, 16),
+    "one output row": (2, 17, 9, 20, 1, 7),
+    "one output column": (2, 3, 20, 9, 7, 1),
+    "one input row": (3, 4, 1, 50, 1, 7),
+    "one input column": (3, 4, 50, 1, 7, 1),
+    "as many as lanes": (2, 16, 16, 32, 5, 16),
+    "one lane less": (2, 15, 15, 31, 4, 15),
+    "one lane more": (2, 33, 17, 33, 6, 17),
+    "windows over 64": (1, 2, 150, 331, 2, 3),
+    "larger than the input": (2, 3, 3, 5, 7, 16),
+    "much larger": (1, 2, 1, 1, 40, 33),
+    "multiple of the input": (2, 3, 4, 6, 12, 18),
+    "larger and smaller": (2, 3, 5, 40, 9, 6),
+    "many planes": (40, 50, 3, 3, 2, 2),
+    "enough for threads": (2, 8, 64, 65, 13, 7),
+    "a piece": (1, 2, 4, cpu.PIECE // 4, 1, 1),
+    "a piece and an element": (1, 2, 1, cpu.PIECE + 1, 1, 1),
+    "a piece and a row": (1, 3, cpu.PIECE // 8 + 1, 16, 1, 2),
+    "pieces of unequal size": (1, 2, 101, 211, 1, 2),
+    "tall windows": (1, 3, cpu.PIECE + 3, 3, 2, 2),
+    "tall and narrow": (1, 2, 2 * cpu.PIECE + 3, 1, 2, 1),
+    "long sums": (1, 2, 256, 256, 1, 1),
+    "wide windows": (1, 2, 2, 2 * cpu.PIECE + 809, 1, 2),
+    "tall windows of gradients": (1, 2, 3, 2, cpu.PIECE + 5, 5),
+}
+
+
+class Encoding(NamedTuple):
+    """How memory holds numbers of a type, and how finely."""
+
+    encode: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[np.ndarray], np.ndarray]
+    epsilon: float
+    tiny: float
+
+
+ENCODINGS = {
+    "float32": Encoding(lambda x: x.astype(np.float32), lambda x: x.astype(float), 2.0**-23, 2.0**-149),
+    "float64": Encoding(lambda x: x.astype(float), lambda x: x.copy(), 2.0**-52, 0.0),
+    "float16": Encoding(
+        lambda x: x.astype(np.float16).view(np.int16),
+        lambda bits: bits.view(np.float16).astype(float),
+        2.0**-10,
+        2.0**-24,
+    ),
+    "bfloat16": Encoding(
+        # Cutting the low half off is rounding enough: what is left is the input.
+        lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16),
+        lambda bits: (bits.astype(np.uint32) << 16).view(np.float32).astype(float),
+        2.0**-7,
+        2.0**-133,
+    ),
+}
+
+
+def guarded(array, encoding):
+    """Return a flat copy of an array in memory that has NaN on both sides, and the whole of that memory."""
+    memory = encoding.encode(np.full(array.size + 2 * GUARD, np.nan))
+    memory[GUARD:-GUARD] = array.reshape(-1)
+    return memory[GUARD:-GUARD], memory
+
+
+def launch(kernel, source, size, sizes, encoding, channels_last, threads):
+    """Run a kernel on an encoded NCHW array; return the NCHW result of the given height and width, still encoded."""
+    N, C = source.shape[:2]
+    axes, back, planes, inner = (
+        ((0, 2, 3, 1), (0, 3, 1, 2), N, C) if channels_last else ((0, 1, 2, 3),) * 2 + (N * C, 1)
+    )
+    shape = np.take((N, C, *size), axes)
+    flat, _ = guarded(source.transpose(axes), encoding)
+    flat.flags.writeable = False
+    result, memory = guarded(encoding.encode(np.full(shape, np.nan)), encoding)
+    before = memory.copy()
+    kernel(flat, result, planes, *sizes[:2], inner, *sizes[2:], threads)
+    for edge in (slice(GUARD), slice(-GUARD, None)):
+        assert memory[edge].tobytes() == before[edge].tobytes(), "the kernel wrote outside its result"
+    return result.reshape(shape).transpose(back)
+
+
+def check(case, encoding, forward=cpu.forward, backward=cpu.backward):
+    """Hold kernels to the reference, in both directions and layouts, and to the same bits on any number of threads."""
+    N, C, *sizes = case
+    rng = np.random.default_rng(0)
+    directions = (
+        (forward, reference.forward, sizes[:2], sizes[2:]),
+        (backward, reference.backward, sizes[2:], sizes[:2]),
+    )
+    for kernel, expected, source_size, size in directions:
+        source = encoding.encode(rng.normal(0.5, 1.0, (N, C, *source_size)))
+        values = encoding.decode(source).astype(np.longdouble)
+        exact, magnitude = expected(values, tuple(size)), expected(np.abs(values), tuple(size))
+        sum_epsilon = min(encoding.epsilon, 2.0**-23)
+        for channels_last in (False, True):
+            one, two, three = (
+                launch(kernel, source, size, sizes, encoding, channels_last, threads) for threads in (1, 2, 3)
+            )
+            assert_rounded(encoding.decode(one), exact, magnitude, encoding.epsilon, sum_epsilon, encoding.tiny)
+            assert one.tobytes() == two.tobytes() == three.tobytes(), "the bits depend on the number of threads"
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_against_the_reference(case, encoding, monkeypatch):
+    # Small cases are shared out to threads as well.
+    monkeypatch.setattr(cpu, "GRAIN", 1)
+    check(CASES[case], ENCODINGS[encoding])
+
+
+def in_numpy(compute):
+    """Make a kernel of a function on NCHW arrays; its name ends with its direction."""
+    backwards = compute.__name__.endswith("backward")
+
+    @functools.wraps(compute)
+    def kernel(src, dst, planes, H, W, inner, oH, oW, threads):
+        source, result = ((oH, oW), (H, W)) if backwards else ((H, W), (oH, oW))
+        array = src.reshape(planes, *source, inner).transpose(0, 3, 1, 2)
+        dst.reshape(planes, *result, inner)[:] = compute(array, H, W, oH, oW, threads).transpose(0, 2, 3, 1)
+
+    return kernel
+
+
+def exact_end(o, inputs, outputs):
+    """Return where the window of an output ends."""
+    return -(-(o + 1) * inputs // outputs)
+
+
+def windows(H, W, oH, oW, end=exact_end):
+    """Return all windows as indices, for ends that may be computed in a way of their own."""
+    rows, columns = (
+        [slice(o * inputs // outputs, end(o, inputs, outputs)) for o in range(outputs)]
+        for inputs, outputs in ((H, oH), (W, oW))
+    )
+    return [[(..., row, column) for column in columns] for row in rows]
+
+
+def averages(array, windows, mean=lambda window: window.mean(axis=(2, 3), dtype=float)):
+    """Average windows."""
+    return np.stack([np.stack([mean(array[window]) for window in row], -1) for row in windows], -2)
+
+
+@in_numpy
+def right_forward(array, H, W, oH, oW, threads):
+    """Do everything right."""
+    return averages(array, windows(H, W, oH, oW))
+
+
+@in_numpy
+def right_backward(array, H, W, oH, oW, threads):
+    """Do everything right."""
+    return reference.backward(array.astype(float), (H, W))
+
+
+@in_numpy
+def truncated_forward(array, H, W, oH, oW, threads):
+    """Forget what lies beyond 64 elements of a window, as a kernel with a fixed block does."""
+    return averages(
+        array,
+        windows(
+            H, W, oH, oW, lambda o, inputs, outputs: min(exact_end(o, inputs, outputs), o * inputs // outputs + 64)
+        ),
+    )
+
+
+@in_numpy
+def floor_forward(array, H, W, oH, oW, threads):
+    """Round the end of a window down."""
+    return averages(
+        array,
+        windows(H, W, oH, oW, lambda o, inputs, outputs: max((o + 1) * inputs // outputs, o * inputs // outputs + 1)),
+    )
+
+
+@in_numpy
+def one_divisor_forward(array, H, W, oH, oW, threads):
+    """Divide all sums by the area of the first window."""
+    area = exact_end(0, H, oH) * exact_end(0, W, oW)
+    return averages(array, windows(H, W, oH, oW), lambda window: window.sum(axis=(2, 3), dtype=float) / area)
+
+
+@in_numpy
+def one_chain_forward(array, H, W, oH, oW, threads):
+    """Add up the elements of a window one after the other in float32."""
+
+    def mean(window):
+        chain = window.reshape(*window.shape[:2], -1).cumsum(axis=2, dtype=np.float32)
+        return chain[..., -1] / chain.shape[2]
+
+    return averages(array, windows(H, W, oH, oW), mean)
+
+
+@in_numpy
+def thread_dependent_forward(array, H, W, oH, oW, threads):
+    """Give other bits on several threads than on one, within what rounding allows."""
+    result = averages(array, windows(H, W, oH, oW)).astype(np.float32)
+    return result if threads == 1 else np.nextafter(result, np.float32(np.inf))
+
+
+@in_numpy
+def incomplete_forward(array, H, W, oH, oW, threads):
+    """Leave the last element as it was."""
+    result = averages(array, windows(H, W, oH, oW))
+    result[-1, -1, -1, -1] = np.nan
+    return result
+
+
+@in_numpy
+def lost_update_backward(array, H, W, oH, oW, threads):
+    """Lose one of two gradients that meet in an element, as a race does."""
+    result = np.zeros((*array.shape[:2], H, W))
+    for oh, row in enumerate(windows(H, W, oH, oW)):
+        for ow, window in enumerate(row):
+            part = result[window]
+            part[:] = array[:, :, oh, ow, None, None] / part[0, 0].size
+    return result
+
+
+@in_numpy
+def one_divisor_backward(array, H, W, oH, oW, threads):
+    """Divide all gradients by the area of the first window."""
+    area = exact_end(0, H, oH) * exact_end(0, W, oW)
+    areas = [[np.empty((H, W))[window].size for window in row] for row in windows(H, W, oH, oW)]
+    return reference.backward(array * (np.array(areas) / area), (H, W))
+
+
+@in_numpy
+def half_sums_backward(array, H, W, oH, oW, threads):
+    """Add gradients up in float16."""
+    return reference.backward(array.view(np.float16), (H, W)).view(np.int16)
+
+
+def reading_outside_forward(src, dst, *sizes):
+    """Read one element to the right of the right one."""
+    cpu.forward(np.lib.stride_tricks.as_strided(src[1:], src.shape, src.strides, writeable=False), dst, *sizes)
+
+
+def writing_outside_forward(src, dst, *sizes):
+    """Do everything right, and then one element too much."""
+    cpu.forward(src, dst, *sizes)
+    dst.base[GUARD + dst.size] = 0
+
+
+def check_all(*kernels, encoding="float32"):
+    """Hold kernels, whose names end with their direction, to the reference in all cases."""
+    for case in CASES.values():
+        check(case, ENCODINGS[encoding], **{kernel.__name__.rpartition("_")[2]: kernel for kernel in kernels})
+
+
+WRONG = {
+    truncated_forward: "are wrong",
+    floor_forward: "are wrong",
+    one_divisor_forward: "are wrong",
+    one_chain_forward: "are wrong",
+    incomplete_forward: "are wrong",
+    reading_outside_forward: "are wrong",
+    writing_outside_forward: "outside its result",
+    thread_dependent_forward: "number of threads",
+    lost_update_backward: "are wrong",
+    one_divisor_backward: "are wrong",
+    half_sums_backward: "are wrong",
+}
+
+
+@pytest.mark.parametrize("kernel", WRONG, ids=lambda kernel: kernel.__name__)
+def test_a_wrong_kernel_is_caught(kernel):
+    with pytest.raises(AssertionError, match=WRONG[kernel]):
+        check_all(kernel, encoding="float16" if kernel is half_sums_backward else "float32")
+
+
+def test_a_right_kernel_passes():
+    check_all(right_forward, right_backward)
+
+
+BOUNDS_CHECKED = """
+import sys, numba, numpy, pytest
+from numba_pool.kernels import simd
+
+@numba.njit
+def read(array, i):
+    return simd.total(simd.load(array, i, 16))
+
+array = numpy.zeros(20, numpy.float32)
+read(array, 4)
+with pytest.raises(IndexError):
+    read(array, 5)
+raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", "reference and float32"]))
+"""
+
+
+@pytest.mark.slow
+def test_kernels_stay_within_their_arrays(tmp_path):
+    """Run the cases under Numba's bounds checking, in a process of its own, since it is compiled in."""
+    # One type is enough: indices do not depend on it.
+    printed = spawn(BOUNDS_CHECKED, ROOT / "tests/test_kernels.py", NUMBA_BOUNDSCHECK=1, NUMBA_CACHE_DIR=tmp_path)
+    assert f"{len(CASES)} passed" in printed
