@@ -1,25 +1,42 @@
-"""``torch.ops.numba_pool``: the same computation as operators that torch's tracers can see.
+"""``torch.ops.numba_pool``: the same computation as operators, for all of torch that looks at operators.
 
-Eager calls do not come this way: an operator's dispatch costs more than pooling a small tensor.
+Tracers, ``torch.func``'s transforms, fake tensors and subclasses have no memory that a kernel could fill.
+But they know what to do with an operator that has a shape rule, a batching rule and derivatives.
+Eager calls on plain tensors do not come this way: an operator's dispatch costs more than pooling a small tensor.
 """
+
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
-from . import _autograd, _dispatch
+from . import _dispatch
 from ._validation import check_grad_output, check_input, check_output_size
 
+# Sizes are symbolic in the schema: a compiled program may learn them only when it runs.
+_library = torch.library.Library("numba_pool", "DEF")
+for _schema in (
+    "adaptive_avg_pool2d(Tensor input, SymInt[2] output_size) -> Tensor",
+    "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last) -> Tensor",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-@torch.library.custom_op("numba_pool::adaptive_avg_pool2d", mutates_args=(), device_types=("cpu", "cuda"))
-def adaptive_avg_pool2d(input: Tensor, output_size: list[int]) -> Tensor:
-    """Pool `input`, ``(N, C, H, W)`` or ``(C, H, W)``, to `output_size`."""
+adaptive_avg_pool2d = torch.ops.numba_pool.adaptive_avg_pool2d.default
+adaptive_avg_pool2d_backward = torch.ops.numba_pool.adaptive_avg_pool2d_backward.default
+
+
+@torch.library.impl("numba_pool::adaptive_avg_pool2d", ("CPU", "CUDA"), lib=_library)
+def _forward(input: Tensor, output_size) -> Tensor:
+    sizes = check_output_size(input, output_size)
     check_input(input)
-    return _dispatch.forward(input, check_output_size(input, output_size))
+    return _dispatch.forward(input, sizes)
 
 
-@torch.library.custom_op("numba_pool::adaptive_avg_pool2d_backward", mutates_args=(), device_types=("cpu", "cuda"))
-def adaptive_avg_pool2d_backward(grad_output: Tensor, input_size: list[int], channels_last: bool) -> Tensor:
-    """Spread `grad_output` over an input of height and width `input_size`."""
+@torch.library.impl("numba_pool::adaptive_avg_pool2d_backward", ("CPU", "CUDA"), lib=_library)
+def _backward(grad_output: Tensor, input_size, channels_last: bool) -> Tensor:
     check_grad_output(grad_output, input_size)
     return _dispatch.backward(grad_output, tuple(input_size), channels_last and grad_output.dim() == 4)
 
@@ -29,43 +46,95 @@ def _new(like, shape, channels_last):
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
-@adaptive_avg_pool2d.register_fake
-def _(input, output_size):
-    check_input(input)
+@torch.library.register_fake("numba_pool::adaptive_avg_pool2d", lib=_library)
+def _forward_fake(input, output_size):
     sizes = check_output_size(input, output_size)
+    check_input(input)
     return _new(input, (*input.shape[:-2], *sizes), _dispatch.is_channels_last(input))
 
 
-@adaptive_avg_pool2d_backward.register_fake
-def _(grad_output, input_size, channels_last):
+@torch.library.register_fake("numba_pool::adaptive_avg_pool2d_backward", lib=_library)
+def _backward_fake(grad_output, input_size, channels_last):
+    check_grad_output(grad_output, input_size)
     return _new(grad_output, (*grad_output.shape[:-2], *input_size), channels_last and grad_output.dim() == 4)
 
 
-def _save_forward(ctx, inputs, output):
-    input, output_size = inputs
-    ctx.input_size = list(input.shape[-2:])
-    ctx.channels_last = _dispatch.is_channels_last(input)
+@contextmanager
+def _next_level():
+    """Leave this level of autograd; the levels around it go on, though a Function's forward turns them off too."""
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
 
 
-def _save_backward(ctx, inputs, output):
-    ctx.output_size = list(inputs[0].shape[-2:])
+# Not torch.library.register_autograd: what it makes has no forward mode, and drops tangents without a word.
+class _Pool(_SingleLevelFunction):
+    """The operator's derivatives; `keys` are what is left of its dispatch, below autograd."""
+
+    @staticmethod
+    def forward(ctx, keys, input, output_size):
+        with _next_level():
+            output = adaptive_avg_pool2d.redispatch(keys, input, output_size)
+        ctx.input_size = input.shape[-2:]
+        ctx.output_size = output_size
+        ctx.channels_last = _dispatch.is_channels_last(input)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return None, adaptive_avg_pool2d_backward(grad_output, ctx.input_size, ctx.channels_last), None
+
+    @staticmethod
+    def jvp(ctx, _keys, input_tangent, _output_size):
+        return adaptive_avg_pool2d(input_tangent, ctx.output_size)
 
 
-adaptive_avg_pool2d.register_autograd(
-    lambda ctx, grad: (adaptive_avg_pool2d_backward(grad, ctx.input_size, ctx.channels_last), None),
-    setup_context=_save_forward,
-)
-adaptive_avg_pool2d_backward.register_autograd(
-    lambda ctx, grad: (adaptive_avg_pool2d(grad, ctx.output_size), None, None),
-    setup_context=_save_backward,
-)
+class _PoolBackward(_SingleLevelFunction):
+    """The derivatives of the gradient: pooling again."""
+
+    @staticmethod
+    def forward(ctx, keys, grad_output, input_size, channels_last):
+        with _next_level():
+            grad_input = adaptive_avg_pool2d_backward.redispatch(keys, grad_output, input_size, channels_last)
+        ctx.input_size = input_size
+        ctx.output_size = grad_output.shape[-2:]
+        ctx.channels_last = channels_last
+        return grad_input
+
+    @staticmethod
+    def backward(ctx, grad_grad_input):
+        return None, adaptive_avg_pool2d(grad_grad_input, ctx.output_size), None, None
+
+    @staticmethod
+    def jvp(ctx, _keys, grad_output_tangent, _input_size, _channels_last):
+        return adaptive_avg_pool2d_backward(grad_output_tangent, ctx.input_size, ctx.channels_last)
 
 
-@adaptive_avg_pool2d.register_vmap
-def _(info, in_dims, input, output_size):
-    return _autograd._batched(adaptive_avg_pool2d, info, in_dims, input, output_size)
+def _forward_autograd(keys, input, output_size):
+    with enable_single_level_autograd_function():
+        return _Pool.apply(keys & torch._C._after_autograd_keyset, input, output_size)
 
 
-@adaptive_avg_pool2d_backward.register_vmap
-def _(info, in_dims, grad_output, input_size, channels_last):
-    return _autograd._batched(adaptive_avg_pool2d_backward, info, in_dims, grad_output, input_size, channels_last)
+def _backward_autograd(keys, grad_output, input_size, channels_last):
+    with enable_single_level_autograd_function():
+        return _PoolBackward.apply(keys & torch._C._after_autograd_keyset, grad_output, input_size, channels_last)
+
+
+_library.impl("adaptive_avg_pool2d", _forward_autograd, "Autograd", with_keyset=True)
+_library.impl("adaptive_avg_pool2d_backward", _backward_autograd, "Autograd", with_keyset=True)
+
+
+def _batched(operator, in_dims, tensor, *arguments):
+    """Apply an operator to a batch of tensors at once: the new batch joins the old one, since planes do not mix."""
+    tensor = tensor.movedim(in_dims[0], 0)
+    result = operator(tensor.flatten(0, -4), *arguments)
+    return result.unflatten(0, tensor.shape[:-3]), 0
+
+
+@torch.library.register_vmap("numba_pool::adaptive_avg_pool2d", lib=_library)
+def _forward_vmap(info, in_dims, *arguments):
+    return _batched(adaptive_avg_pool2d, in_dims, *arguments)
+
+
+@torch.library.register_vmap("numba_pool::adaptive_avg_pool2d_backward", lib=_library)
+def _backward_vmap(info, in_dims, *arguments):
+    return _batched(adaptive_avg_pool2d_backward, in_dims, *arguments)

@@ -1,7 +1,7 @@
 """Who may use Numba's thread pool, and when.
 
-Two of Numba's threading layers end the process when they are misused: ``workqueue`` when two Python threads enter it at once,
-GNU OpenMP when a forked child uses a pool that its parent had started.
+Two of Numba's threading layers end the process when they are misused.
+``workqueue`` does when two Python threads enter it at once, GNU OpenMP when a forked child uses its parent's pool.
 So one Python thread at a time enters the pool, and none does in the child of a process that had; whoever may not enter
 computes on its own thread.
 The results are the same bits either way.

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import _library
 from ._autograd import pool
 from ._validation import check_input, check_output_size
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -79,10 +77,6 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
     sizes = check_output_size(input, output_size)
     check_input(input)
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        if _is_exporting() or torch.jit.is_tracing():
-            return torch.nn.functional.adaptive_avg_pool2d(input, sizes)
-        return _library.adaptive_avg_pool2d(input, sizes)
-    if type(input) not in _PLAIN or input.is_meta or torch._C._len_torch_dispatch_stack():
-        return _library.adaptive_avg_pool2d(input, sizes)
+    if torch.jit.is_tracing() or (torch.compiler.is_compiling() and _is_exporting()):
+        return torch.nn.functional.adaptive_avg_pool2d(input, sizes)
     return pool(input, sizes)
