@@ -69,10 +69,12 @@ def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
 
 
 def link_known_name(app, env, node, contnode):
-    """Resolve a reference to a name of Python, NumPy or torch; numpydoc marks some of Python's as such."""
-    if uri := LINKS.get(node["reftarget"].removeprefix("python:")):
-        return nodes.reference("", "", contnode, refuri=uri, internal=False)
-    return None
+    """Resolve a reference to a name of Python, NumPy or torch; numpydoc prefixes some of Python's names."""
+    name = node["reftarget"].removeprefix("python:")
+    if name not in LINKS:
+        return None
+    text = contnode.astext().removeprefix("python:")
+    return nodes.reference("", "", nodes.literal("", text), refuri=LINKS[name], internal=False)
 
 
 def notebook_of(app, pagename):
