@@ -1,12 +1,12 @@
 """The bridge between torch and the CUDA kernels: addresses through DLPack, torch's current stream, no synchronization.
 
 A kernel needs of a tensor where its memory begins; its sizes travel as integers.
-So the bridge takes a tensor's DLPack capsule, reads the address, and launches on the stream on which torch itself would.
+So the bridge reads the address from a tensor's DLPack capsule, and launches on the stream on which torch would launch.
 It is imported with the first CUDA tensor, and so are numba-cuda and the kernels.
 """
 
 import ctypes
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -90,17 +90,17 @@ def _launch(direction, src, dst, H, W, oH, oW):
         dtype, planes, H, W, oH, oW, inner, *shifts, device, _processors(device, dtype == "bfloat16")
     )
     stream = torch.cuda.current_stream(device).cuda_stream
-    # Torch's allocator keeps the scratch memory for this stream, so it may be given back as soon as the launch is queued.
+    # Torch's allocator keeps the scratch memory for this stream, so it may go back as soon as the launch is queued.
     scratch = torch.empty(plan.scratch, dtype=torch.uint8, device=src.device) if plan.scratch else None
     try:
         # The context of the tensors' device, whatever the thread's current one is: autograd runs threads of its own.
         with cuda.gpus[device]:
-            plan.run(src_address, dst_address, scratch.data_ptr() if plan.scratch else None, stream)
+            plan.run(src_address, dst_address, scratch.data_ptr() if scratch is not None else None, stream)
     except support_errors as error:
         raise ImportError(f"numba_pool cannot compile its CUDA kernels: {error}. {_advice()}") from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cuda_room():
     """Import numba-cuda and the kernels once; say what is missing where that fails."""
     if find_spec("numba_cuda") is None:
@@ -120,7 +120,7 @@ def _advice():
     return f"Install it with: pip install 'numba_pool[{toolkit}]'"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _processors(device, bfloat16):
     """Return how many multiprocessors a device has, once it is known to have the instructions for the dtype."""
     properties = torch.cuda.get_device_properties(device)

@@ -12,8 +12,8 @@ Every destination element is owned by one thread, which *gathers* what it needs:
 
 A second idea removes the planes.
 Planes lie one below the other in memory, and the windows of a plane end where the plane ends.
-So ``planes`` planes of ``sH`` rows are one tall plane of ``planes * sH`` rows, and its windows are given by the very same
-formula: line ``i`` of the tall destination starts at row ``i * sH // dH`` of the tall source.
+So ``planes`` planes of ``sH`` rows are one tall plane of ``planes * sH`` rows, and its windows obey the same formula:
+line ``i`` of the tall destination starts at row ``i * sH // dH`` of the tall source.
 
 ========== ============== ==================== =====================================================================
 kernel     layout         windows              what a block does
@@ -26,13 +26,14 @@ finish     both           parts of a window    adds the parts of windows that se
 ========== ============== ==================== =====================================================================
 
 The order of every sum depends on the sizes alone: not on the batch, the alignment, the device or the run.
-This room knows no torch: kernels take addresses and integers, and :func:`forward` and :func:`backward` say how to launch
-them.
+This room knows no torch: kernels take addresses and integers, and :func:`forward` and :func:`backward` plan their
+launches.
 """
 
 from collections import namedtuple
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import gcd
+from typing import Any
 
 import numpy as np
 from numba import cuda
@@ -41,18 +42,19 @@ from .. import windows
 from .cuda_memory import PACK_BYTES, SIMULATED, TYPES, device_function, full_width, pack_of, types
 
 Room = namedtuple("Room", "threads pool lines columns part warp")
-Room.__doc__ = """What a block has: its threads, sums in shared memory, lines and columns in its tables, the elements that
-make a part of a shared window, and the threads that copy a row together."""
+Room.__doc__ = """What a block has: its threads, sums in shared memory, lines and columns in its tables, the elements
+of a part of a shared window, and the threads that copy a row together."""
 
-# 36 KB of sums and 10 KB of tables: four blocks of 256 threads share a multiprocessor of 228 KB (H100, H200), three one of
-# 164 KB (A100).
+# 36 KB of sums and 10 KB of tables: four blocks of 256 threads share a multiprocessor of 228 KB (H100, H200), three one
+# of 164 KB (A100).
 ROOM = Room(threads=256, pool=36 * 1024 // 4, lines=256, columns=512, part=32768, warp=32)
 
-# Numba warns of a grid of fewer than 128 blocks at every launch. Blocks without work leave at once, so small problems are
-# launched with 128; the simulator, which runs blocks one by one, does without.
+# Numba warns of a grid of fewer than 128 blocks at every launch. Blocks without work leave at once, so small problems
+# are launched with 128; the simulator, which runs blocks one by one, does without.
 MIN_BLOCKS = 1 if SIMULATED else 128
 
-int32 = np.int32
+# Numba adds and multiplies integers in 64 bits; what counts inside a block is kept in 32, for fewer registers.
+int32: Any = np.int32
 
 start_index = device_function(windows.start_index)
 end_index = device_function(windows.end_index)
@@ -111,9 +113,9 @@ def strided_sum(values, i, count, stride):
 
 @device_function
 def shared_sum(values, begin, end, scratch, lanes):
-    """Return ``values[begin] + … + values[end - 1]`` to the first of `lanes` neighbouring threads, which share the work.
+    """Return ``values[begin] + … + values[end - 1]`` to the first of `lanes` neighboring threads, which share it.
 
-    Neighbouring threads read neighbouring values, so no two of them wait for the same bank of shared memory.
+    Neighboring threads read neighboring values, so no two of them wait for the same bank of shared memory.
     Every thread of the block has to call it: it waits for all of them.
     """
     t = int32(cuda.threadIdx.x)
@@ -138,7 +140,7 @@ def arrange(count, threads):
 # --- contiguous tensors, small windows ---------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def tile_kernel(dtype, backward, room=ROOM):
     """Make the kernel for contiguous planes with small windows: ``tiles``.
 
@@ -220,7 +222,7 @@ def tile_kernel(dtype, backward, room=ROOM):
         if backward:
             for c in range(t, columns, THREADS):
                 widths[c] = window_length(iw0 + c, sW, dW)
-        # Rows in shared memory keep the alignment that they have in global memory, so their pitch may be a little longer.
+        # Rows in shared memory keep the alignment that they have in global memory: their pitch may be a little longer.
         pitch = int32(columns + (sW - columns) % width)
         out_pitch = int32(outputs + (dW - outputs) % width)
 
@@ -306,12 +308,12 @@ def tile_kernel(dtype, backward, room=ROOM):
 # --- contiguous tensors, tall or wide windows --------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def strip_kernel(dtype, backward, width, room=ROOM):
     """Make the kernel for contiguous planes with windows of many rows or many columns: ``strips``.
 
-    What it buys: sums down the rows stay in registers, so a window may be of any height, and loads need not wait for the
-    sums before them.
+    What it buys: sums down the rows stay in registers, so a window may be of any height, and loads need not wait for
+    the sums before them.
     A block takes one line and as many outputs as its threads can read side by side, `width` columns a thread.
     Where that is fewer threads than it has, the others take every ``ny``-th row.
     A window of more than `room.part` elements is cut into parts of equal height (and equal width, if it is wider than a
@@ -398,15 +400,15 @@ def strip_columns(dtype, room):
 # --- channels_last tensors ---------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def pixel_kernel(dtype, backward, width, room=ROOM):
     """Make the kernel for channels_last tensors with small windows: ``pixels``.
 
-    What it buys: neighbouring threads own neighbouring packs of channels, so every load and every store of a warp is one
-    run of memory, and no thread waits for another.
+    What it buys: neighboring threads own neighboring packs of channels, so a warp loads and stores runs of memory, and
+    no thread waits for another.
     A thread keeps its column and its channels while it walks down a group of lines, so the columns of its windows are
     worked out once; the rows of the windows are worked out once for the whole block.
-    Neighbouring windows share rows and columns, which the cache then holds.
+    Neighboring windows share rows and columns, which the cache then holds.
     """
     pack = pack_of(dtype, width)
     load, store, add, divide, zero = pack.load, pack.store, pack.add, pack.divide, pack.zero
@@ -464,11 +466,11 @@ def pixel_kernel(dtype, backward, width, room=ROOM):
     return pixels
 
 
-@lru_cache(maxsize=None)
+@cache
 def bundle_kernel(dtype, backward, width, room=ROOM):
     """Make the kernel for channels_last tensors with large windows: ``bundles``.
 
-    What it buys: a bundle of neighbouring channels is summed by the whole block, so that one image is enough to keep a
+    What it buys: a bundle of neighboring channels is summed by the whole block, so that one image is enough to keep a
     device busy.
     ``nx`` threads stand side by side along the channels; the others take every ``ny``-th pixel of the window.
     A window of many pixels is cut into parts, as in ``strips``.
@@ -540,12 +542,12 @@ def bundle_kernel(dtype, backward, width, room=ROOM):
 # --- windows that several blocks shared --------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def finish_kernel(dtype, backward, room=ROOM):
     """Make the kernel that adds the parts of every window, in order, and forward divides by the area: ``finish``.
 
     What it buys: one huge window keeps a whole device busy, and still has the same bits in every run.
-    `lanes` neighbouring threads share the parts of an output.
+    `lanes` neighboring threads share the parts of an output.
     ``partial[part * count + index]`` is part `part` of output `index`.
     """
     load_sum = pack_of("float64" if dtype == "float64" else "float32", 1).load
@@ -702,7 +704,7 @@ def _plan(dtype, backward, planes, sH, sW, dH, dW, inner, src_shift, dst_shift, 
 
 
 def longest_window(size, other_size, count=1):
-    """Return the most elements that the windows of `count` neighbouring indices hold together.
+    """Return the most elements that the windows of `count` neighboring indices hold together.
 
     The remainder of ``i * other_size / size`` is a multiple of the sizes' common divisor, so at most `size` less that.
     """

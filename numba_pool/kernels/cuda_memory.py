@@ -12,7 +12,7 @@ In Numba's simulator, which knows no pointers, a NumPy array stands in its place
 """
 
 from collections import namedtuple
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import cuda
@@ -28,7 +28,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 PACK_BYTES = 16
 
 Type = namedtuple("Type", "itemsize sum carrier")
-Type.__doc__ = "What the kernels know of an element: its bytes, the type of its sums, and the NumPy type that carries it."
+Type.__doc__ = "What the kernels know of an element: its bytes, the type of its sums, the NumPy type that carries it."
 
 TYPES = {
     "float64": Type(8, np.float64, np.float64),
@@ -54,7 +54,7 @@ def full_width(dtype):
     return PACK_BYTES // TYPES[dtype].itemsize
 
 
-@lru_cache(maxsize=None)
+@cache
 def pack_of(dtype, width):
     """Return the operations on packs of `width` elements of `dtype`.
 

@@ -1,5 +1,7 @@
 """What the CUDA tests share: pooling arrays with a plan, and the check that every kernel has to pass."""
 
+from typing import Any
+
 import numpy as np
 
 from numba_pool import reference
@@ -10,7 +12,7 @@ SMALL = kernels.ROOM._replace(threads=16, pool=192, lines=12, columns=24, part=2
 
 # How far a result may be from the exact one, in units of the largest sum of absolute values.
 TOLERANCE = {"float64": 1e-14, "float32": 5e-7, "float16": 1e-3, "bfloat16": 8e-3}
-PLAIN = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": np.float32}
+PLAIN: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": np.float32}
 
 
 def encode(values, dtype):
@@ -45,7 +47,7 @@ def pool(values, sizes, dtype="float32", backward=False, channels_last=False, sh
     inner = C if channels_last else 1
     planes = N if channels_last else N * C
     direction = kernels.backward if backward else kernels.forward
-    plan = direction(dtype, planes, H, W, oH, oW, inner, *shifts, processors=processors, room=room)
+    plan = direction(dtype, planes, H, W, oH, oW, inner, *shifts, 0, processors, room)
     memory = encode(values.transpose(0, 2, 3, 1) if channels_last else values, dtype).reshape(-1)
     # The memory around both arrays is filled with what would be noticed: NaN (in bits), for sources and for results.
     nan = encode(np.full(1, np.nan), dtype) if dtype != "bfloat16" else np.array([0x7FC0], np.uint16)
