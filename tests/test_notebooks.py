@@ -4,12 +4,13 @@ import sys
 import time
 from pathlib import Path
 
-import nbclient
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
+pytest.importorskip("jupytext", reason="needs the extra `book`")
+nbclient = pytest.importorskip("nbclient", reason="needs the package nbclient")
 import notebooks  # noqa: E402
 
 LIMIT = 60  # seconds for a chapter
