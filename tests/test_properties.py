@@ -51,7 +51,7 @@ def test_the_layout_does_not_change_the_bits(input, output_size, layout):
 
 @given(strided((torch.float64,)), output_sizes, seeds)
 def test_pooling_is_linear_and_backward_is_its_transpose(input, output_size, seed):
-    """<pool(x), g> equals <x, backward(g)>: which gradient belongs to which output needs no other op to compare with."""
+    """The product of pool(x) and g is that of x and backward(g): a check that needs no other op."""
     input = input.detach().requires_grad_()
     output = adaptive_avg_pool2d(input, output_size)
     g = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
