@@ -23,8 +23,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# -W reports a warning once only: after a failure the next build starts afresh.
 book: $(INSTALLED) ## execute and build the book into _build/html
-	# -W reports a warning once only: after a failure the next build starts afresh.
 	$(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/html _build/.doctrees; exit 1; }
 
 test: $(INSTALLED) ## run all tests
