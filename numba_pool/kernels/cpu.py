@@ -102,6 +102,16 @@ def sum_rows(src, row, W, top, bottom, shares, shared, sums, at):
 
 
 @_inline
+def copy(src, at, dst, to, n):
+    """Set ``dst[to:][:n]`` to ``src[at:][:n]``; only the last few elements need a mask, which costs."""
+    full = n // LANES * LANES
+    for i in range(0, full, LANES):
+        store(dst, to + i, load(src, at + i, LANES), LANES)
+    if full < n:
+        store(dst, to + full, load(src, at + full, n - full), n - full)
+
+
+@_inline
 def divide(values, n, areas, p):
     """Divide ``values[:n]`` by `areas` from `p` on; `areas` repeats itself, and `values` has room up to full lanes."""
     done = 0
@@ -179,14 +189,12 @@ def sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, 
         if average:
             divide(results, n * oW, weights, first_j * oW)
         if count == oH:
-            for i in range(0, n * oW, LANES):
-                store(dst, first_job * oW + i, load(results, i, LANES), n * oW - i)
+            copy(results, 0, dst, first_job * oW, n * oW)
         else:
             j, plane = first_j, first_plane
             for r in range(n):
                 for oh in range(target[j], target[j + 1]):
-                    for i in range(0, oW, LANES):
-                        store(dst, (plane * oH + oh) * oW + i, load(results, r * oW + i, LANES), oW - i)
+                    copy(results, r * oW, dst, (plane * oH + oh) * oW, oW)
                 j += 1
                 if j == count:
                     j = 0
@@ -220,20 +228,14 @@ def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, l
                     iw1 = min(iw0 + tile_width, get(ends, ow))
                     fresh = ih0 == top[j] and iw0 == get(starts, ow)
                     add_tile(src, plane * H * W, W, inner, ih0, ih1, iw0, iw1, weights, shared, sums, fresh)
-            to = first_row + ow * inner
             if average:
                 area = fill(src, get(weights, j * oW + ow))
                 for i in range(0, inner, LANES):
-                    store(dst, to + i, load(sums, i, LANES) / area, inner - i)
-            else:
-                for i in range(0, inner, LANES):
-                    store(dst, to + i, load(sums, i, LANES), inner - i)
+                    store(sums, i, load(sums, i, LANES) / area, LANES)
+            copy(sums, 0, dst, first_row + ow * inner, inner)
         # Rows with the same window are copies of the first.
         for oh in range(target[j] + 1, target[j + 1]):
-            to = (plane * oH + oh) * oW * inner
-            for i in range(0, oW * inner, LANES):
-                lanes = oW * inner - i
-                store(dst, to + i, load(dst, first_row + i, lanes), lanes)
+            copy(dst, first_row, dst, (plane * oH + oh) * oW * inner, oW * inner)
         j += 1
         if j == count:
             j = 0
