@@ -79,8 +79,8 @@ def test_largest_sizes_fit(page):
 
 
 def test_windows_are_those_of_the_package(page):
-    for I in range(1, 10):  # noqa: E741
-        for O in range(1, 10):  # noqa: E741
+    for I in range(1, 10):
+        for O in range(1, 10):
             page.evaluate(SET_SIZES, [I, 10 - I, O, 10 - O])  # rows and columns differ, so a swap would show
             rows, columns = ([*zip(*pooling_windows(*sizes), strict=True)] for sizes in ((I, O), (10 - I, 10 - O)))
             assert page.evaluate(CONNECTED, 1) == [block(r, c) for r in rows for c in columns]
