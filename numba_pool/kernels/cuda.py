@@ -36,10 +36,10 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import cuda, types
 
 from .. import windows
-from .cuda_memory import PACK_BYTES, SIMULATED, TYPES, device_function, full_width, pack_of, types
+from .cuda_memory import PACK_BYTES, SIMULATED, TYPES, device_function, full_width, pack_of
 
 Room = namedtuple("Room", "threads pool lines columns part warp")
 Room.__doc__ = """What a block has: its threads, sums in shared memory, lines and columns in its tables, the elements

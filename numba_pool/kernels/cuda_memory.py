@@ -15,14 +15,13 @@ from collections import namedtuple
 from functools import cache
 
 import numpy as np
-from numba import cuda
+from numba import cuda, types
+from numba.core import config
 
 try:
-    from numba.cuda import config, types
     from numba.cuda.extending import intrinsic
-except ImportError:  # before numba-cuda had its own copies, these were Numba's
-    from numba.core import config, types
-    from numba.core.extending import intrinsic
+except ImportError:  # before numba-cuda had its own, Numba's served
+    from numba.extending import intrinsic
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 PACK_BYTES = 16

@@ -47,7 +47,7 @@ def pool(values, sizes, dtype="float32", backward=False, channels_last=False, sh
     inner = C if channels_last else 1
     planes = N if channels_last else N * C
     direction = kernels.backward if backward else kernels.forward
-    plan = direction(dtype, planes, H, W, oH, oW, inner, *shifts, 0, processors, room)
+    plan = direction(dtype, planes, H, W, oH, oW, inner, shifts[0], shifts[1], 0, processors, room)
     memory = encode(values.transpose(0, 2, 3, 1) if channels_last else values, dtype).reshape(-1)
     # The memory around both arrays is filled with what would be noticed: NaN (in bits), for sources and for results.
     nan = encode(np.full(1, np.nan), dtype) if dtype != "bfloat16" else np.array([0x7FC0], np.uint16)

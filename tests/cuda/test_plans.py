@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
+pytest.importorskip("numba.cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
 
 from numba_pool.kernels import cuda as kernels
 from numba_pool.windows import end_index, start_index
@@ -109,7 +109,7 @@ def test_the_choice_of_kernel_does_not_hang_on_batch_or_alignment():
         for direction in (kernels.forward, kernels.backward):
             for inner in (1, 12):
                 plans = [
-                    direction("float32", planes, *sizes, inner, *shifts, 0, processors)
-                    for planes, shifts, processors in ((1, (0, 0), 132), (64, (1, 0), 108), (5000, (0, 3), 1))
+                    direction("float32", *(planes, *sizes, inner, *rest))
+                    for planes, rest in ((1, (0, 0, 0, 132)), (64, (1, 0, 0, 108)), (5000, (0, 3, 0, 1)))
                 ]
                 assert len({tuple(name for name, *_ in plan.steps) for plan in plans}) == 1

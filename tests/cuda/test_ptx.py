@@ -11,8 +11,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
 
-from numba import cuda
-from numba.cuda import types
+from numba import cuda, types
 
 from numba_pool.kernels import cuda as kernels
 from numba_pool.kernels.cuda_memory import full_width

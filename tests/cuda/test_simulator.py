@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def test_kernels_in_the_simulator():
-    pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
+    pytest.importorskip("numba.cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "in_simulator.py")]
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
