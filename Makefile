@@ -18,6 +18,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "requirements.txt pins versions for Python 3.11 or newer, but $(PYTHON) is older or missing."; \
 	  echo "Name another one: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Creating $(VENV) and installing into it; this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
