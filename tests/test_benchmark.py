@@ -437,6 +437,10 @@ class TestCommand:
                 studies.measure(task, [bad], 1, **SHORT)
 
 
+def test_bandwidth_of_a_copy():
+    assert 0.01 < studies.copy_bandwidth("cpu", 2**20) < 10_000
+
+
 @pytest.mark.slow
 def test_first_results_of_fresh_processes():
     empty, filled = studies.first_results(1, (1, 2, 7, 7), (3, 3))

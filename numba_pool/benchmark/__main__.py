@@ -145,7 +145,10 @@ def run(options):
     finally:
         progress.close()
         torch.set_num_threads(threads_before)
-    return Record(describe_machine(options.device), measurements, skipped, first_results)
+    machine = describe_machine(options.device)
+    if options.device == "cuda":
+        machine["copy_gbps"] = round(studies.copy_bandwidth("cuda"), 1)
+    return Record(machine, measurements, skipped, first_results)
 
 
 if __name__ == "__main__":

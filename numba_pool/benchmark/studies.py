@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -190,6 +191,27 @@ def measure(task, providers, threads, device="cpu", **timing):
         )
         for name in calls
     ], skipped
+
+
+def copy_bandwidth(device, size=2**30):
+    """Measure what the device's memory gives: gigabytes (1e9 bytes) read and written in a second by a plain copy.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    size : int
+        Bytes to copy: far more than any cache holds.
+
+    Returns
+    -------
+    float
+        Twice the bytes over the median time.
+    """
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    samples = interleave({"copy": SAMPLERS[device](lambda: target.copy_(source), torch.get_num_threads())})
+    return 2 * size / median(samples["copy"]) / 1e9
 
 
 def name_of(dtype):
