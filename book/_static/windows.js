@@ -113,7 +113,7 @@
         text.holders(at("x", r, c), slice("y", ...connected), each(connected, () => 1).length),
         text.bounds(bounds(r, size.H, size.oH), bounds(c, size.W, size.oW)),
         `grad ${at("x", r, c)} = ${sum(each(connected, (i, j) => `${at("g", i, j)}/${area(i, j)}`))}. `
-          + text.ones(rounded(each(connected, (i, j) => 1 / area(i, j)).reduce((a, b) => a + b), 4)),
+          + text.ones(rounded(each(connected, (i, j) => 1 / area(i, j)).reduce((a, b) => a + b), 4).replace("= ", "")),
       ];
       said.replaceChildren(...lines.map(line => element("p", {}, line)));
     }
