@@ -129,5 +129,5 @@ def check_grad_output(grad_output: Tensor, input_size) -> None:
         raise RuntimeError(f"{name}(): Expected 3D or 4D grad_output, but got {list(grad_output.shape)}")
     _check_kind(name, grad_output)
     _check_not_empty(name, "grad_output", grad_output)
-    if len(input_size) != 2 or min(input_size) < 1:
+    if len(input_size) != 2 or any(size < 1 for size in input_size):  # one by one: min() would compare two symbols
         raise RuntimeError(f"{name}(): Expected input_size to be two positive ints, but got {list(input_size)}")

@@ -75,8 +75,10 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
+    if torch.jit.is_tracing():
+        return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
     sizes = check_output_size(input, output_size)
     check_input(input)
-    if torch.jit.is_tracing() or (torch.compiler.is_compiling() and _is_exporting()):
+    if torch.compiler.is_compiling() and _is_exporting():
         return torch.nn.functional.adaptive_avg_pool2d(input, sizes)
     return pool(input, sizes)
