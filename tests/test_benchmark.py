@@ -15,7 +15,7 @@ import torch
 from numba_pool import reference
 from numba_pool.benchmark import __main__ as command
 from numba_pool.benchmark import report, studies, timing
-from numba_pool.benchmark.cases import ALL_DTYPES, CASES, SERIES, Case
+from numba_pool.benchmark.cases import ALL_DTYPES, CASES, LARGE, SERIES, Case
 from numba_pool.benchmark.progress import Progress
 from numba_pool.benchmark.providers import BASELINE, LIMIT, MODES, PROVIDERS, Provider, for_device, native
 from numba_pool.benchmark.records import Measurement, Record, describe_machine, find, ratios
@@ -61,7 +61,7 @@ def recorded(*measurements):
 class TestCases:
     def test_at_least_forty_with_names_of_their_own_and_a_reason_each(self):
         assert len(CASES) >= 40
-        names = [case.name for case in (*CASES, *SERIES, *studies.NETWORKS)]
+        names = [case.name for case in (*CASES, *LARGE, *SERIES, *studies.NETWORKS)]
         assert len(set(names)) == len(names)
         assert all(len(case.reason) > 10 for case in CASES)
 
@@ -74,6 +74,13 @@ class TestCases:
     def test_a_part_is_timed_in_other_types_and_strided(self):
         assert sum(case.dtypes == ALL_DTYPES for case in CASES) >= 8
         assert sum(case.strided for case in CASES) >= 3
+
+    def test_large_cases_are_for_gpus_and_larger_than_their_caches(self, monkeypatch):
+        assert all(4 * case.input_elements > 256e6 for case in LARGE)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        for device, expected in (("cpu", set()), ("cuda", set(LARGE))):
+            planned = {case for _, case, *_ in command.plan(command.parse(["--device", device]))}
+            assert planned & set(LARGE) == expected
 
     @pytest.mark.parametrize(
         ("plane", "output_size"),

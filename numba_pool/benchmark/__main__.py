@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from . import studies
-from .cases import ALL_DTYPES, CASES, LAYOUTS, SERIES
+from .cases import ALL_DTYPES, CASES, LARGE, LAYOUTS, SERIES
 from .progress import Progress
 from .providers import BASELINE, MODES, PROVIDERS, available_threads, for_device
 from .records import Record, describe_machine
@@ -104,7 +104,8 @@ def plan(options):
     wanted = re.compile(options.cases)
     chosen = []
     if "cases" in options.studies:
-        chosen += [(case, studies.layer_task, options.modes) for case in CASES if case.quick or not options.quick]
+        cases = CASES + LARGE if options.device == "cuda" else CASES
+        chosen += [(case, studies.layer_task, options.modes) for case in cases if case.quick or not options.quick]
     if "scaling" in options.studies:
         chosen += [(case, studies.layer_task, options.modes) for case in SERIES]
     if "network" in options.studies:

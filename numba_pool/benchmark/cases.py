@@ -137,6 +137,15 @@ CASES = (
     Case("call 7 to 1", "the head of a small network on one image", (1, 96, 7, 7), (1, 1)),
 )  # fmt: skip
 
+# Timed on GPUs only, whose caches hold the largest of the cases above.
+LARGE = (
+    Case("large 56 to 7", "411 MB, windows of 8x8", (128, 256, 56, 56), (7, 7), ALL_DTYPES),
+    Case("large 112 to 56", "308 MB, windows of 2x2", (96, 64, 112, 112), (56, 56)),
+    Case("large 57 to 50", "333 MB, does not divide", (100, 256, 57, 57), (50, 50)),
+    Case("large 7 to 1", "411 MB, small planes", (1024, 2048, 7, 7), (1, 1), ALL_DTYPES),
+    Case("large plane to 7", "537 MB, two planes", (1, 2, 8192, 8192), (7, 7)),
+)
+
 SERIES = (
     *(
         Case(f"{c} planes", "time against the number of planes", (1, c, 56, 56), (7, 7), study="planes")
