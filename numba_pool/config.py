@@ -57,7 +57,7 @@ def _cuda():
     return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
-# Sizes that reach every CPU kernel, serial and parallel: several windows a row, one window a row, and a window in pieces.
+# Sizes that reach every CPU kernel, serial and parallel: several windows a row, one a row, and a window in pieces.
 _WARM_UP = (((4, 8, 32, 64), (3, 5)), ((4, 8, 32, 64), (1, 1)), ((8, 2, 2100, 16), (1, 2)))
 
 
