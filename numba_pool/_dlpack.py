@@ -78,6 +78,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
         N, C, H, W = shape
         strides = (C * H * W, 1, W * C, C)
     else:
-        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        strides = tuple(math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))
     # Not a view of another tensor, which autograd would refuse to change in place.
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides), memory

@@ -26,8 +26,10 @@ from .._threads import run
 from ..windows import pooling_windows
 from .simd import LANES, fill, get, load, put, scratch, store, total
 
-# A window of more elements is cut into pieces, one job each: a chain of additions stays short, and every thread finds work.
+# A window of more elements, or more rows, is cut into pieces, one job each: a chain of additions stays short, and every thread
+# finds work.
 PIECE = 4096
+PIECE_ROWS = 128
 
 # Windows this narrow are summed for all positions of a row together, sixteen at a time; wider ones one by one.
 NARROW = 8
@@ -346,7 +348,7 @@ def plan(H, W, oH, oW, dtype):
     areas = np.outer(ends - starts, widths).astype(dtype).ravel()
     # Repeated, so that planes with few outputs share a loop.
     areas = np.tile(areas, max(1, 512 // areas.size))
-    rows = max(1, PIECE // int(widths.max()))
+    rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
     counts = -(-(ends - starts) // rows)
     pieces = None
     if counts.max() > 1:

@@ -80,19 +80,22 @@ def _narrow(builder, dtype, value):
     return value
 
 
-def _pointer(context, builder, array_type, array, i):
+def _pointer(context, builder, array_type, array, i, checked=None):
     # No wrap-around for negative indices: its test and select would cost as much as the addition.
     view = context.make_array(array_type)(context, builder, array)
-    checked = context.enable_boundscheck
+    checked = context.enable_boundscheck if checked is None else checked
     return cgutils.get_item_pointer(context, builder, array_type, view, [i], wraparound=False, boundscheck=checked)
 
 
 def _vector_pointer(context, builder, array_type, array, i, n):
     if context.enable_boundscheck:
-        all_lanes = n.type(LANES)
+        # The first and the last of the lanes that are used; none may be.
+        zero, one, all_lanes = n.type(0), n.type(1), n.type(LANES)
         used = builder.select(builder.icmp_signed("<", n, all_lanes), n, all_lanes)
-        _pointer(context, builder, array_type, array, builder.add(i, builder.sub(used, n.type(1))))
-    pointer = _pointer(context, builder, array_type, array, i)
+        any_used = builder.icmp_signed(">", used, zero)
+        for index in (i, builder.add(i, builder.sub(used, one))):
+            _pointer(context, builder, array_type, array, builder.select(any_used, index, zero))
+    pointer = _pointer(context, builder, array_type, array, i, checked=False)
     vector = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
     return builder.bitcast(pointer, vector.as_pointer()), vector
 
