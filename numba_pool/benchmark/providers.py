@@ -9,6 +9,8 @@ import torch
 
 import numba_pool
 
+from .cases import ALL_DTYPES
+
 MODES = ("forward", "backward", "full")
 
 
@@ -38,8 +40,8 @@ class Provider:
     chained : bool
         Whether sums may be one long chain in the tensor's own type, as the native op's backward is:
         its check then allows an error that grows with the number of terms.
-    modes : tuple of str
-        What can be timed.
+    modes, dtypes : tuple of str
+        What is timed.
     """
 
     name: str
@@ -47,14 +49,16 @@ class Provider:
     make: Callable[[], Callable]
     chained: bool = False
     modes: tuple[str, ...] = MODES
+    dtypes: tuple[str, ...] = ALL_DTYPES
 
 
 PROVIDERS = {
     provider.name: provider
     for provider in (
         Provider("torch", "any", lambda: native, chained=True),
-        # The gradient under torch.compile calls the native op again, so only the forward is a provider of its own.
-        Provider("torch-compile", "any", compiled, chained=True, modes=("forward",)),
+        # The gradient under torch.compile calls the native op again, so only the forward is a provider of its own;
+        # and only in float32, because every case takes the compiler a second or more.
+        Provider("torch-compile", "any", compiled, chained=True, modes=("forward",), dtypes=("float32",)),
         Provider("numba-cpu", "cpu", lambda: numba_pool.adaptive_avg_pool2d),
         Provider("numba-cuda", "cuda", lambda: numba_pool.adaptive_avg_pool2d),
     )

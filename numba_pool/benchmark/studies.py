@@ -125,7 +125,7 @@ def measure(task, providers, threads, device="cpu", **timing):
     task : Task
         As `layer_task` or `network_task` returns it.
     providers : list of Provider
-        Those without the task's mode are passed over.
+        Those without the task's mode or dtype are passed over.
     threads : int
         How many threads torch, and with it the package, may use.
     device : str
@@ -150,7 +150,7 @@ def measure(task, providers, threads, device="cpu", **timing):
     calls, first, skipped = {}, {}, []
     where = {"case": task.case.name, "mode": task.mode, "layout": task.layout, "dtype": name_of(task.dtype)}
     for provider in providers:
-        if task.mode not in provider.modes:
+        if task.mode not in provider.modes or name_of(task.dtype) not in provider.dtypes:
             continue
         try:
             call = task.bind(provider.make())
