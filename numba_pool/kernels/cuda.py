@@ -39,7 +39,7 @@ import numpy as np
 from numba import cuda, types
 
 from .. import windows
-from .cuda_memory import PACK_BYTES, SIMULATED, TYPES, device_function, full_width, pack_of
+from .cuda_memory import PACK_BYTES, SIMULATED, TYPES, device_function, full_width, pack_of, quotient
 
 Room = namedtuple("Room", "threads pool lines columns part warp")
 Room.__doc__ = """What a block has: its threads, sums in shared memory, lines and columns in its tables, the elements
@@ -119,8 +119,8 @@ def shared_sum(values, begin, end, scratch, lanes):
     Every thread of the block has to call it: it waits for all of them.
     """
     t = int32(cuda.threadIdx.x)
-    lane = int32(t % lanes)
-    scratch[t] = strided_sum(values, int32(begin + lane), int32((end - begin - lane + lanes - 1) // lanes), lanes)
+    lane = int32(t - quotient(t, lanes) * lanes)
+    scratch[t] = strided_sum(values, int32(begin + lane), quotient(end - begin - lane + lanes - 1, lanes), lanes)
     cuda.syncthreads()
     total = strided_sum(scratch, int32(t - lane), lanes, int32(1))
     cuda.syncthreads()
@@ -133,8 +133,8 @@ def arrange(count, threads):
 
     All of them, or an equal share of the columns when there are more than half as many columns as threads.
     """
-    rounds = int32((2 * count + threads - 1) // threads)
-    return int32((count + rounds - 1) // rounds)
+    rounds = quotient(2 * count + threads - 1, threads)
+    return quotient(count + rounds - 1, rounds)
 
 
 # --- contiguous tensors, small windows ---------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def tile_kernel(dtype, backward, room=ROOM):
             store(dst, begin + e, get(pool, at + e))
 
     @compile_kernel(registers=80 if dtype == "bfloat16" else 64)
-    def tiles(src, dst, lines, sH, dH, sW, dW, group, across, lanes, src_shift, dst_shift):
+    def tiles(src, dst, lines, sH, dH, sW, dW, group, across, across_tiles, lanes, src_shift, dst_shift):
         pool = shared_pool()
         scratch = cuda.shared.array(THREADS, sum_type)
         top = cuda.shared.array(LINES, types.int32)
@@ -206,13 +206,13 @@ def tile_kernel(dtype, backward, room=ROOM):
         widths = cuda.shared.array(COLUMNS, types.int32)
         t = int32(cuda.threadIdx.x)
 
-        across_tiles = (dW + across - 1) // across
-        line0 = cuda.blockIdx.x // across_tiles * group
+        line_group = quotient(cuda.blockIdx.x, across_tiles)
+        line0 = line_group * group
         if line0 >= lines:
             return
 
         # The columns of this block: a tile of outputs, and the sources of their windows.
-        ow0 = cuda.blockIdx.x % across_tiles * across
+        ow0 = (cuda.blockIdx.x - line_group * across_tiles) * across
         outputs = int32(min(across, dW - ow0))
         iw0 = start_index(ow0, dW, sW)
         columns = int32(end_index(ow0 + outputs - 1, dW, sW) - iw0)
@@ -240,16 +240,18 @@ def tile_kernel(dtype, backward, room=ROOM):
         # 1. Source rows, global to shared memory: one run of whole rows, or a run for each row and a warp for each run.
         begin = row0 * sW + iw0
         at = int32((begin + src_shift) % width)
-        team, runs, length = THREADS, int32(1), int32(rows * columns)
+        team, teams, runs, length = THREADS, 1, int32(1), int32(rows * columns)
         if columns < sW:
-            team, runs, length = WARP, rows, columns
-        for r in range(int32(t // team), runs, int32(THREADS // team)):
-            copy_in(src, begin + r * sW, pool, int32(at + r * pitch), length, src_shift, int32(t % team), team)
+            team, teams, runs, length = WARP, THREADS // WARP, rows, columns
+        mine = quotient(t, team)
+        for r in range(mine, runs, teams):
+            copy_in(src, begin + r * sW, pool, int32(at + r * pitch), length, src_shift, int32(t - mine * team), team)
         cuda.syncthreads()
 
         # Threads stand in rows of nx along the columns: a thread keeps its column and walks down the lines.
         nx = arrange(columns, THREADS)
-        tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+        ty, ny = quotient(t, nx), quotient(THREADS, nx)
+        tx = int32(t - ty * nx)
 
         # 2. Every element of a gradient is shared out evenly over its window.
         if backward:
@@ -273,7 +275,8 @@ def tile_kernel(dtype, backward, room=ROOM):
         # 4. Sums along the columns of each output's window; they take the place of the source rows.
         if lanes == 1:
             nx = arrange(outputs, THREADS)
-            tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+            ty, ny = quotient(t, nx), quotient(THREADS, nx)
+            tx = int32(t - ty * nx)
             if ty < ny:
                 for o in range(tx, outputs, nx):
                     first = left[o]
@@ -284,23 +287,26 @@ def tile_kernel(dtype, backward, room=ROOM):
                             total /= number((bottom[i] - top[i]) * kw)
                         pool[out_at + i * out_pitch + o] = total
         else:
-            for e0 in range(0, count * outputs, THREADS // lanes):
-                e = int32(min(e0 + t // lanes, count * outputs - 1))
-                i, o = int32(e // outputs), int32(e % outputs)
+            for e0 in range(int32(0), int32(count * outputs), quotient(THREADS, lanes)):
+                e = int32(min(e0 + quotient(t, lanes), count * outputs - 1))
+                i = quotient(e, outputs)
+                o = int32(e - i * outputs)
                 first = int32(sums + i * columns)
                 total = shared_sum(pool, int32(first + left[o]), int32(first + right[o]), scratch, lanes)
                 if not backward:
                     total /= number((bottom[i] - top[i]) * (right[o] - left[o]))
-                if t % lanes == 0:
+                if t == quotient(t, lanes) * lanes:
                     pool[out_at + i * out_pitch + o] = total
         cuda.syncthreads()
 
         # 5. Outputs, shared to global memory.
-        team, runs, length = THREADS, int32(1), int32(count * outputs)
+        team, teams, runs, length = THREADS, 1, int32(1), int32(count * outputs)
         if outputs < dW:
-            team, runs, length = WARP, count, outputs
-        for i in range(int32(t // team), runs, int32(THREADS // team)):
-            copy_out(dst, begin + i * dW, pool, int32(out_at + i * out_pitch), length, dst_shift, int32(t % team), team)
+            team, teams, runs, length = WARP, THREADS // WARP, count, outputs
+        mine = quotient(t, team)
+        for i in range(mine, runs, teams):
+            begun = begin + i * dW
+            copy_out(dst, begun, pool, int32(out_at + i * out_pitch), length, dst_shift, int32(t - mine * team), team)
 
     return tiles
 
@@ -334,7 +340,8 @@ def strip_kernel(dtype, backward, width, room=ROOM):
         strip = shared_strip()
         scratch = cuda.shared.array(THREADS, sum_type)
         t = int32(cuda.threadIdx.x)
-        tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+        ty, ny = quotient(t, nx), quotient(THREADS, nx)
+        tx = int32(t - ty * nx)
         pitch = int32(nx * FULL)
 
         # Which line, which part of its windows, which outputs; then which rows and columns of the source.
@@ -374,13 +381,13 @@ def strip_kernel(dtype, backward, width, room=ROOM):
         cuda.syncthreads()
 
         # Along the columns of each window.
-        for o0 in range(int32(0), outputs, int32(THREADS // lanes)):
-            o = int32(o0 + t // lanes)
+        for o0 in range(int32(0), outputs, quotient(THREADS, lanes)):
+            o = int32(o0 + quotient(t, lanes))
             last = min(o, outputs - 1)
             begin = int32(max(start_index(ow0 + last, dW, sW), iw0) - base)
             end = int32(min(end_index(ow0 + last, dW, sW), iw1) - base)
             total = shared_sum(strip, begin, end, scratch, lanes)
-            if t % lanes == 0 and o < outputs:
+            if t == quotient(t, lanes) * lanes and o < outputs:
                 index = line * dW + ow0 + o
                 if parts > 1:
                     store_sum(dst, part * lines * dW + index, (total,))
@@ -486,7 +493,8 @@ def bundle_kernel(dtype, backward, width, room=ROOM):
     def bundles(src, dst, lines, sH, dH, sW, dW, C, nx, part_pixels, parts):
         bundle = shared_bundle()
         t = int32(cuda.threadIdx.x)
-        tx, ty, ny = int32(t % nx), int32(t // nx), int32(THREADS // nx)
+        ty, ny = quotient(t, nx), quotient(THREADS, nx)
+        tx = int32(t - ty * nx)
         pitch = int32(nx * FULL)
 
         # Which output, which part of its window, which channels.
@@ -749,7 +757,7 @@ def _plan_tiles(dtype, backward, lines, sH, dH, sW, dW, src_shift, dst_shift, pr
     group = max(group for group in range(1, min(enough, room.lines) + 1) if fits(group, across))
     blocks = -(-lines // group) * across_tiles
     lanes = lanes_for(longest_window(dW, sW), room)
-    sizes = lines, sH, dH, sW, dW, group, across, lanes, src_shift, dst_shift
+    sizes = lines, sH, dH, sW, dW, group, across, across_tiles, lanes, src_shift, dst_shift
     return Plan(room, tile_kernel(dtype, backward, room), blocks, sizes)
 
 

@@ -48,6 +48,25 @@ def device_function(function):
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
+def _quotient():
+    if SIMULATED:
+        return lambda a, b: np.int32(a // b)
+
+    @intrinsic
+    def quotient(typingctx, a, b):
+        def codegen(context, builder, signature, args):
+            pairs = zip(args, signature.args, strict=True)
+            return builder.udiv(*(context.cast(builder, arg, kind, types.int32) for arg, kind in pairs))
+
+        return types.int32(a, b), codegen
+
+    return quotient
+
+
+# ``a // b`` for numbers from 0 to 2**31 - 1: half as many instructions as the division of 64-bit integers.
+quotient = _quotient()
+
+
 def full_width(dtype):
     """Return how many elements of `dtype` fill 16 bytes: the widest load that a thread can issue."""
     return PACK_BYTES // TYPES[dtype].itemsize

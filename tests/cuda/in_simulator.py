@@ -6,7 +6,7 @@ The simulator is chosen by an environment variable before Numba is imported, so 
 
 import numpy as np
 import pytest
-from support import SMALL, check, make_input, pool
+from cuda_support import SMALL, check, make_input, pool
 
 from numba_pool.kernels import cuda as kernels
 

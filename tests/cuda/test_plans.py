@@ -26,9 +26,10 @@ def span(first, count, size, other_size):
 
 
 def check_tiles(dtype, backward, blocks, arguments, room=kernels.ROOM):
-    lines, sH, dH, sW, dW, group, across, lanes, *_ = arguments
+    lines, sH, dH, sW, dW, group, across, across_tiles, lanes, *_ = arguments
     width = kernels.full_width(dtype)
     tiles = -(-dW // across)
+    assert across_tiles == tiles
     assert blocks >= -(-lines // group) * tiles
     assert blocks % tiles == 0 or blocks == kernels.MIN_BLOCKS
     assert 1 <= group <= room.lines
