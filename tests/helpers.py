@@ -17,8 +17,8 @@ PACKAGES = Path(numba_pool.__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # What the rounding errors of one sum may come to, in epsilons of the type that it is kept in, relative to the mean of
-# the absolute values. A chain of 4096 additions, the longest there is, leaves up to 9; one of 65536 leaves some 40.
-SUM_EPSILONS = 10
+# the absolute values. Sums of partial sums leave up to 2.3 in the cases of test_kernels.py, one chain of additions 40.
+SUM_EPSILONS = 4
 
 
 def assert_rounded(actual, exact, size, epsilon, sum_epsilon, tiny):
@@ -45,7 +45,8 @@ def assert_close(actual, exact, size):
     """Hold a tensor to the exact values, given in float64, as `assert_rounded` does."""
     assert exact.dtype == size.dtype == torch.float64
     limits = torch.finfo(actual.dtype)
-    sum_epsilon = min(limits.eps, torch.finfo(torch.float32).eps)
+    # In float64 torch's own op, which makes one chain of each sum, is no more exact than what is held to it.
+    sum_epsilon = 4 * limits.eps if actual.dtype == torch.float64 else torch.finfo(torch.float32).eps
     values, exact_values, sizes = (t.detach().resolve_neg().double().numpy() for t in (actual, exact, size))
     assert_rounded(values, exact_values, sizes, limits.eps, sum_epsilon, limits.smallest_normal * limits.eps)
 

@@ -2,12 +2,9 @@
 
 import ast
 import re
-import textwrap
 
 import pytest
-from helpers import PACKAGES, ROOT
-
-import numba_pool
+from helpers import PACKAGES
 
 # A room imports only rooms that come later in this list.
 ROOMS = [
@@ -50,9 +47,6 @@ OUTSIDE = {
     "numba": {"config", "_cache", "_cuda_bridge", "kernels.cpu", "kernels.simd", "kernels.cuda", "kernels.cuda_memory"},
     "llvmlite": {"kernels.simd", "kernels.cuda_memory"},
 }
-
-# Besides the public names, the book shows the reference and works with the benchmark.
-FOR_THE_BOOK = {*numba_pool.__all__, "benchmark", "reference"}
 
 
 def sources():
@@ -129,43 +123,3 @@ def test_data_flows_one_way():
 )
 def test_an_import_against_the_flow_is_found(room, line):
     assert len(violations({room: line})) == 1
-
-
-def book_code():
-    """Yield the book's files and their Python code."""
-    for file in sorted((ROOT / "book").rglob("*.md")):
-        for cell in re.findall(r"^```+\{code-cell\}.*?\n(.*?)^```+$", file.read_text(), re.M | re.S):
-            # A cell may begin with options, and hold commands of the notebook.
-            code = re.sub(r"\A---\n.*?^---\n", "", textwrap.dedent(cell), flags=re.M | re.S)
-            yield file, re.sub(r"^\s*[%!:].*$", "", code, flags=re.M)
-
-
-def private_names(code):
-    """Return the names of the package that code imports or reads, though they are not the book's to use."""
-    names = [name for name in imports("", code) if name.startswith(".")]
-    names += [
-        f".{node.attr}"
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "numba_pool"
-    ]
-    return [name for name in names if name.split(".")[1] not in {*FOR_THE_BOOK, "__init__"}]
-
-
-def test_the_book_uses_public_names():
-    cells = list(book_code())
-    assert sum("numba_pool" in code for _, code in cells) > 5
-    found = [(file.name, names) for file, code in cells if (names := private_names(code))]
-    assert found == []
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from numba_pool._dispatch import forward",
-        "from numba_pool import kernels",
-        "import numba_pool._dlpack",
-        "numba_pool._threads.run",
-    ],
-)
-def test_a_private_name_is_found(code):
-    assert private_names(code)
