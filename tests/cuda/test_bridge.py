@@ -32,8 +32,8 @@ def planned(monkeypatch):
         return Plan()
 
     kernels = types.SimpleNamespace(forward=plan, backward=plan)
-    cuda = types.SimpleNamespace(gpus={-1: contextlib.nullcontext()})
-    monkeypatch.setattr(_cuda_bridge, "_cuda_room", lambda: (cuda, kernels, (ZeroDivisionError,)))
+    room = (kernels, contextlib.nullcontext, (ZeroDivisionError,))
+    monkeypatch.setattr(_cuda_bridge, "_cuda_room", lambda: room)
     monkeypatch.setattr(_cuda_bridge, "_processors", lambda device, bfloat16: 7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=1234))
     return calls
@@ -87,8 +87,8 @@ def test_without_a_toolkit_the_error_names_the_extra(planned, monkeypatch):
             raise ZeroDivisionError("libnvvm.so: cannot open shared object file")
 
     kernels = types.SimpleNamespace(forward=lambda *arguments: Plan())
-    cuda = types.SimpleNamespace(gpus={-1: contextlib.nullcontext()})
-    monkeypatch.setattr(_cuda_bridge, "_cuda_room", lambda: (cuda, kernels, (ZeroDivisionError,)))
+    room = (kernels, contextlib.nullcontext, (ZeroDivisionError,))
+    monkeypatch.setattr(_cuda_bridge, "_cuda_room", lambda: room)
     with pytest.raises(ImportError, match=r"libnvvm\.so.*numba_pool\[cuda1[23]\]"):
         _cuda_bridge.forward(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2))
 
@@ -104,6 +104,23 @@ def test_an_old_device_cannot_do_bfloat16(monkeypatch):
 def test_the_real_room_opens():
     pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
     _cuda_bridge._cuda_room.cache_clear()
-    cuda, kernels, _ = _cuda_bridge._cuda_room()
-    assert callable(cuda.external_stream)
+    kernels, context_of, _ = _cuda_bridge._cuda_room()
+    assert callable(context_of)
     assert kernels.forward("float32", 4, 7, 7, 2, 2).scratch == 0
+
+
+@pytest.mark.parametrize("current", [None, 0, 1])
+def test_the_context_is_the_tensors_device(monkeypatch, current):
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
+    import cuda.bindings.driver
+    import numba.cuda
+
+    monkeypatch.setattr(cuda.bindings.driver, "cuCtxGetDevice", lambda: (current is None, current))
+    monkeypatch.setattr(numba.cuda, "gpus", ["push 0", "push 1"])
+    _cuda_bridge._cuda_room.cache_clear()
+    try:
+        _, context_of, _ = _cuda_bridge._cuda_room()
+        found = context_of(1)
+        assert isinstance(found, contextlib.nullcontext) if current == 1 else found == "push 1"
+    finally:
+        _cuda_bridge._cuda_room.cache_clear()
