@@ -1,10 +1,11 @@
 """Compiled kernels are kept on disk, where that works; where it does not, they are compiled anew in each process.
 
-Numba's own ``cache=True`` raises at import where no folder is writable, and at a call where a file of the cache is damaged or the
-disk is full.
+Numba's own ``cache=True`` raises at import where no folder is writable, and at a call where a file of the cache is
+damaged or the disk is full.
 None of that is a reason not to compute.
 """
 
+import contextlib
 import hashlib
 import pickle
 import warnings
@@ -56,10 +57,9 @@ class _ForgivingCache(FunctionCache):
             return super().load_overload(sig, target_context)
         except Exception as error:
             _warn(f"a cached kernel could not be read and is compiled again ({error!r})")
-            try:
+            # The folder may be read-only: then the damaged file stays, and each process compiles.
+            with contextlib.suppress(Exception):
                 self.flush()
-            except Exception:  # the folder may be read-only: then the damaged file stays, and each process compiles
-                pass
             return None
 
     def save_overload(self, sig, data):

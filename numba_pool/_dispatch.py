@@ -63,5 +63,6 @@ def _launch(direction, source, batch, input_size, output_size, channels_last, ta
         planes, inner = (batch[0], batch[1]) if channels_last else (math.prod(batch), 1)
         array = _dlpack.as_array(source, channels_last)
         kernel = cpu.forward if direction == "forward" else cpu.backward
-        kernel(array, memory, planes, *input_size, inner, *output_size, torch.get_num_threads())
+        (H, W), (oH, oW) = input_size, output_size
+        kernel(array, memory, planes, H, W, inner, oH, oW, torch.get_num_threads())
     return target

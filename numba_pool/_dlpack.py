@@ -1,9 +1,11 @@
 """The bridge between torch and NumPy: DLPack, one memory for two libraries.
 
-The only room that knows what DLPack cannot say: that a tensor requires a gradient or has its negative bit set, and bfloat16.
+The only room that knows what DLPack cannot say: that a tensor requires a gradient or has its negative bit set, and
+bfloat16.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 # What memory holds, as NumPy and the kernels see it: half types travel as 16-bit integers, told apart by their sign.
-_ARRAY_DTYPES = {
+_ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.float16: np.dtype(np.int16),
@@ -24,7 +26,8 @@ _from_capsule = getattr(torch._C, "_from_dlpack", from_dlpack)
 
 
 class _Exporter:
-    """Hands a tensor's memory to NumPy: what ``Tensor.__dlpack__`` does, less the checks that `as_array`'s callers made."""
+    """Hands a tensor's memory to NumPy: what ``Tensor.__dlpack__`` does, less the checks that `as_array`'s callers
+    made."""
 
     __slots__ = ("tensor",)
 
@@ -57,8 +60,8 @@ def as_array(tensor: Tensor, channels_last: bool) -> np.ndarray:
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tuple[Tensor, np.ndarray]:
     """Return a new tensor, and its memory as a flat array.
 
-    NumPy allocates: it asks for huge pages where the array is large, and torch does not; a large result is written several
-    times faster into huge pages.
+    NumPy allocates: it asks for huge pages where the array is large, and torch does not; a large result is written
+    several times faster into huge pages.
 
     Raises
     ------
@@ -74,8 +77,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
         array = array.view(np.float16) if dtype is torch.float16 else array
         return _from_capsule(array.__dlpack__()), memory
     storage = from_dlpack(memory.view(np.int16) if dtype.itemsize == 2 else memory).untyped_storage()
+    strides: tuple[int, ...]
     if channels_last:
-        N, C, H, W = shape
+        _, C, H, W = shape
         strides = (C * H * W, 1, W * C, C)
     else:
         strides = tuple(math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))

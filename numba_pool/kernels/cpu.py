@@ -2,16 +2,17 @@
 
 Both directions are one computation, the sum over windows.
 The forward sums the windows of the input, then divides each sum by its window's area.
-The backward first multiplies each gradient by its share, one over its window's area, then sums, for every element of the input,
-over the outputs whose windows hold it; these form a window too, by the same formula with the sizes' roles swapped.
+The backward first multiplies each gradient by its share, one over its window's area, then sums, for every element of
+the input, over the outputs whose windows hold it; these form a window too, by the same formula with the sizes' roles
+swapped.
 
-So a kernel speaks of `src` and `dst`, whatever the direction: flat views of contiguous memory, ``(planes, H, W, inner)`` and
-``(planes, oH, oW, inner)``.
+So a kernel speaks of `src` and `dst`, whatever the direction: flat views of contiguous memory, ``(planes, H, W,
+inner)`` and ``(planes, oH, oW, inner)``.
 A contiguous tensor has ``planes = N * C`` and ``inner = 1``, a channels_last one ``planes = N`` and ``inner = C``.
 
 Work comes in jobs.
-A job is a run of whole rows of one plane, ``top[j]`` up to ``bottom[j]``, that is summed into the rows ``target[j]`` up to
-``target[j + 1]`` of `dst`: several, where neighbouring outputs have the same window.
+A job is a run of whole rows of one plane, ``top[j]`` up to ``bottom[j]``, that is summed into the rows ``target[j]``
+up to ``target[j + 1]`` of `dst`: several, where neighbouring outputs have the same window.
 Jobs are independent, and each one's order of summation depends on the sizes alone; threads share them out as they like.
 """
 
@@ -26,8 +27,8 @@ from .._threads import run
 from ..windows import pooling_windows
 from .simd import LANES, fill, get, load, put, scratch, store, total
 
-# A window of more elements, or more rows, is cut into pieces, one job each: a chain of additions stays short, and every thread
-# finds work.
+# A window of more elements, or more rows, is cut into pieces, one job each: a chain of additions stays short, and
+# every thread finds work.
 PIECE = 4096
 PIECE_ROWS = 128
 
@@ -37,7 +38,8 @@ NARROW = 8
 # The row sums that wait for their windows, in elements: few enough to stay in a core's first-level cache.
 SLAB = 1024
 
-# The pixels that are added in registers, for one block of channels after the other: few enough to stay in that cache, too.
+# The pixels that are added in registers, for one block of channels after the other: few enough to stay in that cache,
+# too.
 TILE = 4096
 
 # Elements per thread below which a second thread costs more than it gains.
@@ -130,8 +132,8 @@ def divide(values, n, areas, p):
 def sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi):
     """Sum the windows of jobs `lo` to `hi` of all planes, contiguous layout.
 
-    `weights` are the areas that the sums are divided by if `average`, else the shares that the elements of `src` are multiplied
-    by; without weights, the sums are plain.
+    `weights` are the areas that the sums are divided by if `average`, else the shares that the elements of `src` are
+    multiplied by; without weights, the sums are plain.
 
     Rows first: the rows of a window are added up element by element, sixteen columns at once.
     Then columns: the row of sums is cut into the windows.
@@ -218,7 +220,7 @@ def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, l
     sums = scratch(src, inner + LANES)
     j = lo % count
     plane = lo // count
-    for job in range(lo, hi):
+    for _ in range(lo, hi):
         first_row = (plane * oH + target[j]) * oW * inner
         for ow in range(oW):
             kw = get(ends, ow) - get(starts, ow)
@@ -293,7 +295,7 @@ def add_pieces(pieces, dst, inner, oH, oW, jobs, areas, lo, hi):
     length = oW * inner
     j = lo % count
     plane = lo // count
-    for job in range(lo, hi):
+    for _ in range(lo, hi):
         for i in range(length):
             s = 0.0
             for piece in range(top[j], bottom[j]):
@@ -372,7 +374,8 @@ def forward(input, output, planes, H, W, inner, oH, oW, threads):
 
 
 def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
-    """Fill `grad_input` with the gradients of `forward`'s inputs, given those of its outputs, on up to `threads` threads."""
+    """Fill `grad_input` with the gradients of `forward`'s inputs, given those of its outputs, on up to `threads`
+    threads."""
     shares = plan(H, W, oH, oW, grad_output.dtype).shares
     tables = plan(oH, oW, H, W, grad_output.dtype)
     _sum(grad_output, grad_input, planes, oH, oW, inner, H, W, tables, shares, False, threads)

@@ -1,6 +1,7 @@
 """Sixteen numbers at a time: a SIMD vector as a Numba value.
 
-LLVM vectorizes long loops by itself, but a row of a feature map is short (7, 13, 56 elements), and a short loop is left scalar.
+LLVM vectorizes long loops by itself, but a row of a feature map is short (7, 13, 56 elements), and a short loop is
+left scalar.
 So the kernels say what they mean: `load` sixteen neighbours, add them, `store` them.
 A `Lanes` value is LLVM's ``<16 x float>`` (or ``double``): one AVX-512 register, two of AVX2, four of NEON.
 
@@ -111,10 +112,10 @@ def _masked(builder, operation, vector, arguments, n):
     ids = ir.Constant(ir.VectorType(n.type, LANES), list(range(LANES)))
     mask = builder.icmp_signed("<", ids, _splat(builder, n))
     *front, pointer = arguments
-    arguments = [*front, pointer, _i32(vector.element.width // 8 if isinstance(vector.element, ir.IntType) else 4), mask]
+    scalar = {"i16": "i16", "float": "f32", "double": "f64", "i64": "i64"}[str(vector.element)]
+    arguments = [*front, pointer, _i32(int(scalar[1:]) // 8), mask]
     if operation == "load":
         arguments.append(ir.Constant(vector, None))
-    scalar = {"half": "f16", "i16": "i16", "float": "f32", "double": "f64"}[str(vector.element)]
     function_type = ir.FunctionType(vector if operation == "load" else ir.VoidType(), [a.type for a in arguments])
     suffix = "p0" if str(pointer.type) == "ptr" else f"p0v{LANES}{scalar}"
     name = f"llvm.masked.{operation}.v{LANES}{scalar}.{suffix}"
@@ -123,7 +124,7 @@ def _masked(builder, operation, vector, arguments, n):
 
 @intrinsic
 def load(typingctx, array, i, n):
-    """Return ``array[i : i + 16]`` in the accumulator's type; lanes from `n` on are zero and their memory is not read."""
+    """Return ``array[i : i + 16]`` in the accumulator's type; from lane `n` on, zeros, and memory is not read."""
     lanes = Lanes(_accumulator(array))
 
     def codegen(context, builder, signature, arguments):
@@ -206,35 +207,27 @@ def total(typingctx, lanes):
     return lanes.dtype(lanes), codegen
 
 
-@intrinsic
-def _add(typingctx, a, b):
-    return a(a, b), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+def _arithmetic(name):
+    @intrinsic
+    def compute(typingctx, a, b):
+        return a(a, b), lambda context, builder, signature, arguments: getattr(builder, name)(*arguments)
+
+    return compute
 
 
-@intrinsic
-def _multiply(typingctx, a, b):
-    return a(a, b), lambda context, builder, signature, arguments: builder.fmul(*arguments)
-
-
-@intrinsic
-def _divide(typingctx, a, b):
-    return a(a, b), lambda context, builder, signature, arguments: builder.fdiv(*arguments)
+_add, _multiply, _divide = (_arithmetic(name) for name in ("fadd", "fmul", "fdiv"))
 
 
 @overload(operator.add)
 def _lanes_add(a, b):
-    if isinstance(a, Lanes) and a == b:
-        return lambda a, b: _add(a, b)
+    return (lambda a, b: _add(a, b)) if isinstance(a, Lanes) and a == b else None
 
 
 @overload(operator.mul)
 def _lanes_multiply(a, b):
-    if isinstance(a, Lanes) and a == b:
-        return lambda a, b: _multiply(a, b)
+    return (lambda a, b: _multiply(a, b)) if isinstance(a, Lanes) and a == b else None
 
 
 @overload(operator.truediv)
 def _lanes_divide(a, b):
-    if isinstance(a, Lanes) and a == b:
-        return lambda a, b: _divide(a, b)
-
+    return (lambda a, b: _divide(a, b)) if isinstance(a, Lanes) and a == b else None
