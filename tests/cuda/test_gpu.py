@@ -56,7 +56,8 @@ def check(results, input, grad):
     scales = pool(input.double().abs(), grad.double().abs(), native)
     for result, want, scale in zip(results, wanted, scales, strict=True):
         error = (result.double() - want).abs()
-        assert bool((error <= BOUND[input.dtype] * scale + 1e-30).all()), error.max()
+        step = torch.finfo(input.dtype).smallest_normal * torch.finfo(input.dtype).eps  # the last bit of a tiny number
+        assert bool((error <= BOUND[input.dtype] * scale + step).all()), error.max()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -66,8 +67,9 @@ def test_equals_the_native_op_in_float64(shape, output_size, dtype, memory_forma
     input, grad = tensors(shape, output_size, dtype, memory_format)
     output, grad_input = pool(input, grad)
     assert output.dtype == grad_input.dtype == dtype
-    assert grad_input.stride() == input.stride()
-    assert output.is_contiguous(memory_format=memory_format)
+    if input.numel():
+        assert output.is_contiguous(memory_format=memory_format)
+        assert grad_input.is_contiguous(memory_format=memory_format)
     check((output, grad_input), input, grad)
 
 
