@@ -111,12 +111,14 @@ class _PoolBackward(_SingleLevelFunction):
 
 def _forward_autograd(keys, input, output_size):
     with enable_single_level_autograd_function():
-        return _Pool.apply(keys & torch._C._after_autograd_keyset, input, output_size)
+        after = keys & torch._C._after_autograd_keyset
+        return _Pool.apply(after, input, output_size)  # type: ignore[attr-defined]
 
 
 def _backward_autograd(keys, grad_output, input_size, channels_last):
     with enable_single_level_autograd_function():
-        return _PoolBackward.apply(keys & torch._C._after_autograd_keyset, grad_output, input_size, channels_last)
+        after = keys & torch._C._after_autograd_keyset
+        return _PoolBackward.apply(after, grad_output, input_size, channels_last)  # type: ignore[attr-defined]
 
 
 _library.impl("adaptive_avg_pool2d", _forward_autograd, "Autograd", with_keyset=True)

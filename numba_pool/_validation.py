@@ -82,7 +82,7 @@ def check_output_size(input: Tensor, output_size) -> tuple[int, int]:
             )
         if size > _INT64_MAX:
             raise ValueError(f"adaptive_avg_pool2d: elements of output_size must fit 64 bits, but received {size}")
-    return sizes
+    return sizes  # type: ignore[return-value]  # a SymInt stands for an int
 
 
 def _pair(input, output_size):
@@ -109,9 +109,7 @@ def _pair(input, output_size):
             try:
                 sizes[position] = _index(size)
             except TypeError:
-                raise TypeError(
-                    f"{wrong}, but found element of type {type(size).__name__} at pos {position}"
-                ) from None
+                raise TypeError(f"{wrong}, but found element of type {type(size).__name__} at pos {position}") from None
     return tuple(sizes)
 
 
