@@ -154,7 +154,7 @@ def test_pins_lie_in_the_ranges_of_the_package():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = {}
     for line in lines:
-        if line and not line.startswith("#"):
+        if line := line.partition("#")[0].strip():
             pinned = requirement(line)
             pins[pinned.name] = str(pinned.specifier).removeprefix("==")
     extras = project["optional-dependencies"]
