@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -31,7 +32,9 @@ each_backend = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def _nothing_compiled():
     torch._dynamo.reset()
-    yield
+    # Its cache on disk does not notice when an operator's Python code changes.
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
     torch._dynamo.reset()
 
 
