@@ -20,7 +20,7 @@ TORCHVISION = {
     "densenet121": None,  # calls the function: nothing to swap
     "squeezenet1_1": 64,
     "googlenet": 64,
-    "inception_v3": 128,  # its auxiliary head pools by five
+    "inception_v3": 96,
     "mnasnet0_5": None,  # takes the mean
     "mobilenet_v3_small": 64,  # squeeze and excitation too
     "efficientnet_b0": 64,
@@ -46,6 +46,8 @@ def _build(family, name):
     if family == "segmentation":
         return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=10)
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name == "inception_v3":
+        extra["aux_logits"] = False  # needs pictures of 299x299
     model = torchvision.models.get_model(name, weights=None, num_classes=10, **extra)
     if name in ("alexnet", "vgg11"):
         model.classifier = nn.Identity()  # a gigabyte of weights, after the layer

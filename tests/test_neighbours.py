@@ -106,7 +106,8 @@ def test_threads_see_the_same_bits():
     """A thread that finds the pool taken computes alone, to the same bits."""
     x = torch.randn(SHAPE)
     expected = adaptive_avg_pool2d(x, OUTPUT)
-    results, start = [], threading.Barrier(4)
+    results: list[torch.Tensor] = []
+    start = threading.Barrier(4)
 
     def work():
         start.wait()
@@ -368,7 +369,7 @@ def test_a_thousand_steps_leave_nothing():
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 16 * 1024
+    assert grown < 32 * 2000  # less than the smallest object for each of the 2000 steps
     if resident:
         # A leak of one input a step would be 786 MB, of one output 9 MB.
         assert _resident() - resident < 4 << 20
@@ -394,30 +395,37 @@ def test_forward_keeps_no_input():
 
 
 PEAK = """
-import resource, sys, torch
+import torch
 import torch.nn.functional as F
 from numba_pool import adaptive_avg_pool2d
 torch.set_num_threads(1)
-f = {"ours": adaptive_avg_pool2d, "native": F.adaptive_avg_pool2d}[sys.argv[1]]
+
 def step(n):
     leaf = torch.ones(n, 16, 512, 512, requires_grad=True)
-    output = f(leaf * 2 if MIDDLE else leaf, SIZE)
+    output = FUNCTION(leaf * 2 if MIDDLE else leaf, SIZE)
     output.backward(torch.ones_like(output))
-step(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+
+step(1)  # compiles
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+before = status("VmRSS")
 step(8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(status("VmHWM") - before)
 """
 
 
-@posix
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak is Linux's to tell")
 @pytest.mark.parametrize("size", [1, 7, 256])
 def test_peak_memory_of_a_training_step(size):
     """At most that of torch's own op, and an input that only the native graph keeps makes ours smaller."""
     peaks = {}
-    for name in ("ours", "native"):
+    for name, function in (("ours", "adaptive_avg_pool2d"), ("native", "F.adaptive_avg_pool2d")):
         for middle in (False, True):
-            code = PEAK.replace("sys.argv[1]", repr(name)).replace("MIDDLE", str(middle)).replace("SIZE", str(size))
+            code = PEAK.replace("FUNCTION", function).replace("MIDDLE", str(middle)).replace("SIZE", str(size))
             peaks[name, middle] = int(spawn(code, THP_MEM_ALLOC_ENABLE="0")) / 1024
     slack = 8  # MiB, of 128 for each tensor of the input's size
     assert peaks["ours", False] <= peaks["native", False] + slack, peaks
