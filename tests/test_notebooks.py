@@ -1,4 +1,4 @@
-"""Every chapter runs as the notebook that its page offers: alone, in an empty folder, within a minute."""
+"""Every chapter runs as the notebook that its page offers: alone, in an empty folder, and without hanging."""
 
 import sys
 import time
@@ -13,7 +13,8 @@ pytest.importorskip("jupytext", reason="needs the extra `book`")
 nbclient = pytest.importorskip("nbclient", reason="needs the package nbclient")
 import notebooks  # noqa: E402
 
-LIMIT = 60  # seconds for a chapter
+# Seconds for a chapter. An idle machine needs less than one minute (the book's build status tells), a busy one more.
+LIMIT = 180
 
 
 def run(notebook, folder, limit=LIMIT):

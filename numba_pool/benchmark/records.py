@@ -234,7 +234,8 @@ def find(name, start=None):
     Returns
     -------
     pathlib.Path
-        ``NAME.json`` in one of these folders, or in ``book/records`` below one of them.
+        ``NAME.json`` in one of these folders, or in ``book/records`` below one of them or below the checkout that an
+        editable installation runs from.
 
     Raises
     ------
@@ -242,7 +243,8 @@ def find(name, start=None):
         If there is none, with what to do.
     """
     start = Path(start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
+    checkout = Path(__file__).resolve().parents[2]  # where the package is installed from, if editable
+    for folder in (start, *start.parents, checkout):
         for path in (folder / f"{name}.json", folder / "book" / "records" / f"{name}.json"):
             if path.is_file():
                 return path
