@@ -7,6 +7,7 @@ from pathlib import Path
 from docutils import nodes
 
 sys.path.insert(0, str(Path(__file__).parent))
+import editions
 import notebooks
 
 ROOT = notebooks.ROOT
@@ -44,8 +45,8 @@ DOWNLOAD = {"en": "Download this chapter as a notebook", "zh_CN": "下载本章�
 def executed_sources_digest():
     """Return a digest of all that a chapter's results depend on, beside its own text."""
     files = [ROOT / "requirements.txt"]
-    for folder, suffixes in ((ROOT / "numba_pool", {".py"}), (ROOT / "book", {".py", ".json"})):
-        files += sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+    for folder, suffix in ((ROOT / "numba_pool", ".py"), (ROOT / "book" / "records", ".json")):
+        files += sorted(folder.rglob(f"*{suffix}"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
@@ -104,8 +105,16 @@ def write_notebooks(app, exception):
             notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1])
 
 
+def prepare_catalogs(app):
+    """Let the builder of the translators' catalogs see prose only."""
+    if app.builder.name == "gettext":
+        app.connect("source-read", editions.drop_code)
+        app.connect("doctree-read", editions.keep_english)
+
+
 def setup(app):
     """Register the hooks."""
+    app.connect("builder-inited", prepare_catalogs)
     app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
     app.connect("config-inited", key_cache, priority=1)
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
