@@ -102,7 +102,8 @@ def write_notebooks(app, exception):
         return
     for pagename in app.env.found_docs:
         if found := notebook_of(app, pagename):
-            notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1])
+            messages = editions.messages(pagename) if app.config.language == editions.LANGUAGE else None
+            notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1], messages)
 
 
 def prepare_catalogs(app):
@@ -116,7 +117,12 @@ def setup(app):
     """Register the hooks."""
     app.connect("builder-inited", prepare_catalogs)
     app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
+    app.add_transform(editions.TranslateExerciseTitles)
+    # The English pages are written anew as soon as the Chinese ones are there to be linked to.
+    app.add_config_value("has_other_edition", editions.EDITION.exists(), "html")
     app.connect("config-inited", key_cache, priority=1)
+    app.connect("config-inited", editions.translate_captions, priority=999)  # after the table of contents was read
+    app.connect("html-page-context", editions.link_editions)
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
     app.connect("missing-reference", link_known_name)
     app.connect("doctree-resolved", offer_notebook)

@@ -1,12 +1,13 @@
-"""The book in other languages than English, from the same sources and the message catalogs in book/locale.
+"""The book's Chinese edition, made from the English sources and the catalogs of messages in book/locale.
 
-Usage: python book/_ext/editions.py build      build the editions into _build/html/LANGUAGE
+Usage: python book/_ext/editions.py build      build the edition into _build/html/zh
        python book/_ext/editions.py catalogs   bring the catalogs up to date with the English sources
 """
 
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,11 +15,31 @@ import yaml
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 from docutils import nodes
+from sphinx.transforms import SphinxTransform
+from sphinx_exercise.nodes import exercise_subtitle
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALE = ROOT / "book" / "locale"
 LANGUAGE = "zh_CN"
 TEMPLATES = ROOT / "_build" / "gettext" / "catalogs"
+EDITION = ROOT / "_build" / "html" / "zh"
+
+# What the Chinese edition's settings are, where they differ from _config.yml.
+CHINESE = {
+    "language": LANGUAGE,
+    "locale_dirs": ["book/locale"],
+    "gettext_compact": False,
+    "translation_progress_classes": "untranslated",  # a test looks for them
+    "html_title": "用 Numba 实现自适应平均池化",
+    "author": "numba_pool 作者",
+    "has_other_edition": True,
+    "html_theme_options": {"search_bar_text": "搜索本书……"},
+    "html_search_options": {"dict": str(ROOT / "book" / "_ext" / "words_zh.txt")},
+    "nb_code_prompt_show": "显示代码",
+    "nb_code_prompt_hide": "隐藏代码",
+    "togglebutton_hint": "点击显示",
+    "togglebutton_hint_hide": "点击隐藏",
+}
 
 # No dates and no names: they would change with every update, and git knows them.
 HEADER = rf"""msgid ""
@@ -47,6 +68,23 @@ def texts_of_cell(match):
     return "\n".join([*lines, "", figure.get("caption", ""), "```"])
 
 
+class TranslateExerciseTitles(SphinxTransform):
+    """Let the titles of exercises be translated, which sphinx-exercise makes without a source."""
+
+    default_priority = 5  # before the translation
+
+    def apply(self):
+        """Change the document's nodes."""
+        for title in list(self.document.findall(exercise_subtitle)):
+            title.rawsource = title.astext()
+            title.source, title.line = self.document["source"], 0
+            if self.app.builder.name == "gettext":  # which sees the exercise only after the title was merged into it
+                exercise = title.parent.parent
+                copy = nodes.paragraph(title.rawsource, title.rawsource)
+                copy.source, copy.line = title.source, title.line
+                exercise.parent.insert(exercise.parent.index(exercise), copy)
+
+
 def drop_code(app, docname, source):
     """Leave nothing to execute, since the catalogs hold prose alone; but keep the texts of figures."""
     source[0] = CODE_CELL.sub(texts_of_cell, source[0])
@@ -59,35 +97,78 @@ def keep_english(app, doctree):
             node["translatable"] = False
 
 
-def write_templates():
-    """Write the template of every page's catalog, without executing any page."""
+def build_sphinx(folder, builder, strict, settings):
+    """Build the book of _config.yml into `folder`, with other `settings`; end the program if that fails."""
     from jupyter_book.sphinx import build_sphinx
 
-    TEMPLATES.mkdir(parents=True, exist_ok=True)
+    common = {"latex_individualpages": False, "external_toc_path": str(ROOT / "_toc.yml"), "nitpicky": strict}
+    result = build_sphinx(
+        ROOT,
+        folder,
+        path_config=ROOT / "_config.yml",
+        noconfig=True,
+        confoverrides=common | settings,
+        builder=builder,
+        freshenv=not strict,
+        quiet=not strict,
+        warningiserror=strict,
+        keep_going=True,
+    )
+    if result:
+        sys.exit(f"Building the edition failed: {result}")
+
+
+def build():
+    """Build the Chinese edition. Executed chapters are taken from the cache that the editions share."""
+    output = ROOT / "_build" / LANGUAGE / "html"
+    build_sphinx(output, "html", True, CHINESE)
+    # Myst-nb writes beside its output, so this is built elsewhere and then put among the English pages.
+    shutil.rmtree(EDITION, ignore_errors=True)
+    shutil.copytree(output, EDITION)
+
+
+def write_templates():
+    """Write the template of every page's catalog, without executing any page."""
     settings = {
-        "latex_individualpages": False,
-        "external_toc_path": str(ROOT / "_toc.yml"),
         "nb_execution_mode": "off",
         "gettext_compact": False,
         "gettext_location": False,
-        # Without code, there is nothing that the references to its figures and values could find.
+        # Without code, there is nothing that the references to its figures could find.
         "suppress_warnings": ["myst", "mystnb", "ref"],
     }
-    return build_sphinx(
-        ROOT,
-        TEMPLATES,
-        path_config=ROOT / "_config.yml",
-        noconfig=True,
-        confoverrides=settings,
-        builder="gettext",
-        freshenv=True,
-        quiet=True,
-    )
+    build_sphinx(TEMPLATES, "gettext", False, settings)
 
 
 def catalog_of(page):
     """Return where the catalog of `page` lies."""
     return LOCALE / LANGUAGE / "LC_MESSAGES" / f"{page}.po"
+
+
+def messages(page):
+    """Return the translated messages of `page`, from English to Chinese."""
+    catalog = read_po(catalog_of(page).open("rb"))
+    return {message.id: message.string for message in catalog if message.id and message.string and not message.fuzzy}
+
+
+def translate_captions(app, config):
+    """Translate the captions of the table of contents, whose messages stand in the catalog of the first page."""
+    if config.language == LANGUAGE:
+        translated = messages(config.external_site_map.root.docname)
+        for part in config.external_site_map.root.subtrees:
+            part.caption = translated.get(part.caption, part.caption)
+
+
+def link_editions(app, pagename, templatename, context, doctree):
+    """Let every page link to its counterpart in the other language, if that edition is there."""
+    up = "../" * pagename.count("/")
+    if app.config.language == LANGUAGE:
+        other, name, url = "en", "English", f"../{up}{pagename}.html"
+    else:
+        other, name, url = "zh-CN", "中文", f"{up}zh/{pagename}.html"
+        if not (Path(app.outdir) / "zh" / f"{pagename}.html").exists():
+            return
+    context["other_edition"] = {"language": other, "name": name, "url": url}
+    context["metatags"] += f'<link rel="alternate" hreflang="{other}" href="{url}">\n'
 
 
 def update_catalogs():
@@ -107,10 +188,14 @@ def update_catalogs():
 
 def main(command):
     """Do what the command says."""
-    if command == "catalogs":
+    if command == "build":
+        build()
+    else:
         write_templates()
         update_catalogs()
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] not in (["build"], ["catalogs"]):
+        sys.exit(__doc__)
     main(sys.argv[1])

@@ -24,6 +24,11 @@ ROLE = re.compile(r"\{([\w:-]+)\}(`+)(.+?)\2", re.DOTALL)
 LABEL = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
 LINK = re.compile(r"(\]\([^)\s:]+)\.md(#[^)]*)?\)")
 
+# What stands before a message on its line: markers, a number, the bar of a table, a directive or one of its options.
+BEFORE_MESSAGE = r"^[^\w\n|]*|^[ ]*\d+\. |\|[ ]*|^[`:]+\{[\w:-]+\} |^:[\w-]+: "
+
+WORDS = {"Exercise": "练习", "Solution": "解答"}
+
 CODE_ROLES = {"class", "func", "meth", "mod", "attr", "data", "exc", "obj"}
 
 
@@ -50,13 +55,31 @@ def source_of(path, name):
     raise LookupError(f"{path} defines no {name}")
 
 
-def plain(markdown, folder):
-    """Return MyST `markdown` of a chapter in `folder` as the plain Markdown that Jupyter renders."""
+def translated(markdown, messages):
+    """Return `markdown` with each of its messages replaced by the translation.
+
+    A message is a heading, a paragraph, an item of a list, a cell of a table or a directive's title. Its lines are
+    joined by spaces.
+    """
+    for message in sorted(messages, key=len, reverse=True):
+        text = r"\s+".join(map(re.escape, message.split()))
+        pattern = rf"({BEFORE_MESSAGE}){text}(?=[ ]*(?:$|\|))"
+        after = messages[message].replace("\\", r"\\")
+        markdown = re.sub(pattern, rf"\1{after}", markdown, flags=re.MULTILINE)
+    return markdown
+
+
+def plain(markdown, folder, words=None):
+    """Return MyST `markdown` of a chapter in `folder` as the plain Markdown that Jupyter renders.
+
+    The table `words` translates the titles of directives.
+    """
+    words = words or {}
 
     def directive(match):
         name, argument = match["name"], match["argument"].strip()
         options = dict(OPTION.findall(match["options"]))
-        body = plain(match["body"].strip("\n"), folder)
+        body = plain(match["body"].strip("\n"), folder, words)
         if name == "literalinclude":
             path = folder / argument
             return f"```python\n{source_of(path, options['pyobject'])}\n```"
@@ -67,11 +90,10 @@ def plain(markdown, folder):
         if name == "figure":
             return f"![{options.get('alt', '')}]({argument})\n\n*{body}*"
         if name == "solution":
-            return f"<details><summary>Solution</summary>\n\n{body}\n\n</details>"
+            return f"<details><summary>{words.get('Solution', 'Solution')}</summary>\n\n{body}\n\n</details>"
         if name.startswith(("solution", "exercise")):
-            title = name.split("-")[0].capitalize() + (
-                f": {argument}" if name.startswith("exercise") and argument else ""
-            )
+            title = name.split("-")[0].capitalize()
+            title = words.get(title, title) + (f": {argument}" if name.startswith("exercise") and argument else "")
             return "" if name.endswith("-end") else f"**{title}**\n\n{body}"
         title = argument or name.split(":")[-1].capitalize()
         return "\n".join(f"> {line}".rstrip() for line in f"**{title}**\n\n{body}".splitlines())
@@ -87,12 +109,13 @@ def plain(markdown, folder):
     return LINK.sub(r"\1.ipynb\2)", ROLE.sub(role, markdown)).strip("\n")
 
 
-def notebook(source):
-    """Return the chapter in the file `source` as a notebook without outputs."""
+def notebook(source, messages=None):
+    """Return the chapter in the file `source` as a notebook without outputs, translated by the table `messages`."""
     result = jupytext.read(source, fmt="md:myst")
     for cell in result.cells:
         if cell.cell_type == "markdown":
-            cell.source = plain(cell.source, source.parent)
+            text = translated(cell.source, messages) if messages else cell.source
+            cell.source = plain(text, source.parent, WORDS if messages else None)
     result.cells = [cell for cell in result.cells if cell.source]
     result.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -100,10 +123,10 @@ def notebook(source):
     return result
 
 
-def write(source, target):
-    """Write the chapter in the file `source` to the notebook file `target`."""
+def write(source, target, messages=None):
+    """Write the chapter in the file `source`, translated by the table `messages`, to the notebook file `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook(source), target)
+    nbformat.write(notebook(source, messages), target)
 
 
 def target_name(source):
