@@ -117,7 +117,7 @@ def setup(app):
     """Register the hooks."""
     app.connect("builder-inited", prepare_catalogs)
     app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
-    app.add_transform(editions.TranslateExerciseTitles)
+    app.add_transform(editions.TranslateExercises)
     # The English pages are written anew as soon as the Chinese ones are there to be linked to.
     app.add_config_value("has_other_edition", editions.EDITION.exists(), "html")
     app.connect("config-inited", key_cache, priority=1)

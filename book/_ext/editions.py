@@ -11,14 +11,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import notebooks
 import yaml
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 from docutils import nodes
 from sphinx.transforms import SphinxTransform
-from sphinx_exercise.nodes import exercise_subtitle
+from sphinx_exercise.nodes import exercise_subtitle, solution_node, solution_start_node
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = notebooks.ROOT
 LOCALE = ROOT / "book" / "locale"
 LANGUAGE = "zh_CN"
 TEMPLATES = ROOT / "_build" / "gettext" / "catalogs"
@@ -34,6 +35,7 @@ CHINESE = {
     "author": "numba_pool 作者",
     "has_other_edition": True,
     "html_theme_options": {"search_bar_text": "搜索本书……"},
+    "html_js_files": ["a11y.js", "zh.js"],
     "html_search_options": {"dict": str(ROOT / "book" / "_ext" / "words_zh.txt")},
     "nb_code_prompt_show": "显示代码",
     "nb_code_prompt_hide": "隐藏代码",
@@ -68,8 +70,8 @@ def texts_of_cell(match):
     return "\n".join([*lines, "", figure.get("caption", ""), "```"])
 
 
-class TranslateExerciseTitles(SphinxTransform):
-    """Let the titles of exercises be translated, which sphinx-exercise makes without a source."""
+class TranslateExercises(SphinxTransform):
+    """Let the titles of exercises be translated, which sphinx-exercise makes without a source; name the solutions."""
 
     default_priority = 5  # before the translation
 
@@ -83,6 +85,10 @@ class TranslateExerciseTitles(SphinxTransform):
                 copy = nodes.paragraph(title.rawsource, title.rawsource)
                 copy.source, copy.line = title.source, title.line
                 exercise.parent.insert(exercise.parent.index(exercise), copy)
+        if self.config.language == LANGUAGE:
+            for kind in (solution_node, solution_start_node):
+                for solution in self.document.findall(kind):
+                    solution["title"] = notebooks.WORDS["Solution"]
 
 
 def drop_code(app, docname, source):
@@ -91,9 +97,10 @@ def drop_code(app, docname, source):
 
 
 def keep_english(app, doctree):
-    """Keep texts from outside of the book's folder out of the catalogs: docstrings, and the changelog's entries."""
+    """Keep formulas out of the catalogs, and texts from outside of the book's folder: docstrings, the changelog."""
     for node in doctree.findall(nodes.TextElement):
-        if node.source and not node.source.startswith(str(ROOT / "book")) and node.parent.parent is not doctree:
+        outside = node.source and not node.source.startswith(str(ROOT / "book"))
+        if isinstance(node, nodes.math_block) or (outside and node.parent.parent is not doctree):
             node["translatable"] = False
 
 
@@ -168,7 +175,7 @@ def link_editions(app, pagename, templatename, context, doctree):
         if not (Path(app.outdir) / "zh" / f"{pagename}.html").exists():
             return
     context["other_edition"] = {"language": other, "name": name, "url": url}
-    context["metatags"] += f'<link rel="alternate" hreflang="{other}" href="{url}">\n'
+    context["metatags"] = context.get("metatags", "") + f'<link rel="alternate" hreflang="{other}" href="{url}">\n'
 
 
 def update_catalogs():
