@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lint format bench notebooks lab clean
+.PHONY: help install book translations test lint format bench notebooks lab clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install the pinned requirements and the package into it
 
@@ -24,9 +24,14 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The Chinese edition comes first: the English pages link to those of it that are there.
 # -W reports a warning once only: after a failure the next build starts afresh.
-book: $(INSTALLED) ## execute and build the book into _build/html
-	$(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/html _build/.doctrees; exit 1; }
+book: $(INSTALLED) ## execute and build the book into _build/html, its Chinese edition into _build/html/zh
+	{ $(BIN)/python book/_ext/editions.py build && $(BIN)/jupyter-book build . -W -n --keep-going; } || { \
+	  rm -rf _build/html _build/.doctrees _build/zh_CN; exit 1; }
+
+translations: $(INSTALLED) ## bring the catalogs in book/locale up to date with the English sources
+	$(BIN)/python book/_ext/editions.py catalogs
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest

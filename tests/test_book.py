@@ -2,7 +2,9 @@
 
 import ast
 import re
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ BOOK = ROOT / "book"
 sys.path.insert(0, str(BOOK / "_ext"))
 
 pytest.importorskip("jupytext", reason="needs the extra `book`")
+pytest.importorskip("jupyter_book", reason="needs the extra `book`")
+import editions  # noqa: E402
 import nbformat  # noqa: E402
 import notebooks  # noqa: E402
 import yaml  # noqa: E402
@@ -145,6 +149,134 @@ Do it:
     assert "**Exercise: Name**\n\nDo it:\n```python\n1\n```" in plain
     assert "{" not in plain
     assert "label" not in plain
+
+
+def page_of(source):
+    """Return the name of a page as the catalogs have it."""
+    return source.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def is_incomplete(message):
+    """Tell whether a message of a catalog still needs its translator."""
+    return bool(message.id) and (message.fuzzy or not message.string)
+
+
+def markup(text):
+    """Return how often each piece of markup stands in a message, of all that a translation has to keep."""
+    pieces = Counter()
+    for pattern in (
+        r"\{[\w:-]+\}`[^`]*`",  # roles, before code
+        r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)",  # code, before formulas
+        r"\$[^$]+\$",
+        r"\]\([^)]*\)",  # targets of links
+        r"<https?:[^>]*>",
+    ):
+        for match in re.finditer(pattern, text):
+            piece = re.sub(r"(?<=`)[^`<]*(?=<[^`]*>`$)", "", match[0])  # the text of a role with a target is translated
+            pieces[piece] += 1
+        text = re.sub(pattern, " ", text)
+    return pieces
+
+
+@pytest.mark.parametrize("source", PAGES, ids=name)
+def test_page_is_translated(source):
+    catalog = editions.read_catalog(editions.catalog_of(page_of(source)))
+    assert [message.id for message in catalog if is_incomplete(message)] == []
+
+
+@pytest.mark.parametrize("source", PAGES, ids=name)
+def test_translation_keeps_the_markup(source):
+    translated = editions.messages(page_of(source)).items()
+    assert [(ours, theirs) for ours, theirs in translated if markup(ours) != markup(theirs)] == []
+
+
+def test_lost_markup_is_noticed():
+    text = "{cite}`a`, `x`, ``y`z``, $a_1$, [the page](other.md), {doc}`this page <other>`"
+    assert sum(markup(text).values()) == 6
+    assert markup(text) == markup("[这一页](other.md) `x` ``y`z`` {doc}`本页 <other>` {cite}`a` $a_1$")
+    for lost in ("`x`", "$a_1$", "(other.md)", "{cite}"):
+        assert markup(text) != markup(text.replace(lost, ""))
+
+
+def test_unfinished_translation_is_noticed():
+    message = editions.Catalog().add
+    assert is_incomplete(message("one"))
+    assert is_incomplete(message("two", "二", flags=["fuzzy"]))
+    assert not is_incomplete(message("three", "三"))
+
+
+@pytest.mark.slow
+def test_catalogs_are_up_to_date(tmp_path):
+    """What the sources say is what the catalogs translate; if not: make translations."""
+    program = "import pathlib, sys, editions; editions.write_templates(pathlib.Path(sys.argv[1]))"
+    templates = tmp_path / "templates"
+    subprocess.run([sys.executable, "-c", program, templates], cwd=BOOK / "_ext", check=True)
+    pages = {path.relative_to(templates).with_suffix("").as_posix(): path for path in templates.rglob("*.pot")}
+    assert {page_of(source) for source in PAGES} == set(pages)
+    catalogs = editions.LOCALE / editions.LANGUAGE / "LC_MESSAGES"
+    assert {path.relative_to(catalogs).with_suffix("").as_posix() for path in catalogs.rglob("*.po")} == set(pages)
+    for page, template in pages.items():
+        messages = {message.id for message in editions.read_catalog(template)}
+        assert {message.id for message in editions.read_catalog(editions.catalog_of(page))} == messages, page
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=name)
+def test_notebook_is_translated(source):
+    messages = editions.messages(page_of(source))
+    notebook = notebooks.notebook(source, messages)
+    nbformat.validate(notebook)
+    prose = " ".join("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown").split())
+    left = [ours for ours, theirs in messages.items() if len(ours) > 20 and ours in prose and ours not in theirs]
+    assert left == []
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert code == [cell.source for cell in notebooks.notebook(source).cells if cell.cell_type == "code"]
+
+
+def test_every_place_of_a_message_is_translated():
+    markdown = """# A title
+
+One line,
+another $x$ line.
+
+- one item
+  of two lines
+1. a number
+
+| a cell | a cell |
+|---|---|
+
+```{exercise} A name
+The text.
+```
+
+One line, not this one."""
+    messages = {
+        "A title": "标题",
+        "One line, another $x$ line.": r"一行 $x$ \alpha 另一行。",
+        "one item of two lines": "一项",
+        "a number": "数字",
+        "a cell": "格",
+        "A name": "名",
+        "The text.": "正文。",
+    }
+    assert (
+        notebooks.translated(markdown, messages)
+        == r"""# 标题
+
+一行 $x$ \alpha 另一行。
+
+- 一项
+1. 数字
+
+| 格 | 格 |
+|---|---|
+
+```{exercise} 名
+正文。
+```
+
+One line, not this one."""
+    )
 
 
 def test_pins_lie_in_the_ranges_of_the_package():

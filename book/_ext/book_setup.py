@@ -122,6 +122,7 @@ def setup(app):
     app.add_config_value("has_other_edition", editions.EDITION.exists(), "html")
     app.connect("config-inited", key_cache, priority=1)
     app.connect("config-inited", editions.translate_captions, priority=999)  # after the table of contents was read
+    app.connect("doctree-read", editions.report_lost)
     app.connect("html-page-context", editions.link_editions)
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
     app.connect("missing-reference", link_known_name)

@@ -17,7 +17,11 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 from docutils import nodes
 from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+from sphinx.util.nodes import extract_messages
 from sphinx_exercise.nodes import exercise_subtitle, solution_node, solution_start_node
+
+logger = logging.getLogger(__name__)
 
 ROOT = notebooks.ROOT
 LOCALE = ROOT / "book" / "locale"
@@ -30,7 +34,6 @@ CHINESE = {
     "language": LANGUAGE,
     "locale_dirs": ["book/locale"],
     "gettext_compact": False,
-    "translation_progress_classes": "untranslated",  # a test looks for them
     "html_title": "用 Numba 实现自适应平均池化",
     "author": "numba_pool 作者",
     "has_other_edition": True,
@@ -134,8 +137,8 @@ def build():
     shutil.copytree(output, EDITION)
 
 
-def write_templates():
-    """Write the template of every page's catalog, without executing any page."""
+def write_templates(folder):
+    """Write the template of every page's catalog into `folder`, without executing any page."""
     settings = {
         "nb_execution_mode": "off",
         "gettext_compact": False,
@@ -143,7 +146,7 @@ def write_templates():
         # Without code, there is nothing that the references to its figures could find.
         "suppress_warnings": ["myst", "mystnb", "ref"],
     }
-    build_sphinx(TEMPLATES, "gettext", False, settings)
+    build_sphinx(folder, "gettext", False, settings)
 
 
 def catalog_of(page):
@@ -151,10 +154,26 @@ def catalog_of(page):
     return LOCALE / LANGUAGE / "LC_MESSAGES" / f"{page}.po"
 
 
+def read_catalog(path):
+    """Return the catalog or the template in the file `path`."""
+    with path.open("rb") as file:
+        return read_po(file, LANGUAGE)
+
+
 def messages(page):
     """Return the translated messages of `page`, from English to Chinese."""
-    catalog = read_po(catalog_of(page).open("rb"))
+    catalog = read_catalog(catalog_of(page))
     return {message.id: message.string for message in catalog if message.id and message.string and not message.fuzzy}
+
+
+def report_lost(app, doctree):
+    """Warn of translations that Sphinx drops in silence, because they are no single paragraph."""
+    if app.config.language == LANGUAGE:
+        translated = messages(app.env.docname)
+        for node, message in extract_messages(doctree):
+            dropped = node.get("translated") is False and not isinstance(node, nodes.image)
+            if dropped and translated.get(message, message) != message:
+                logger.warning("this translation cannot be used: %s", translated[message], location=node)
 
 
 def translate_captions(app, config):
@@ -181,10 +200,9 @@ def link_editions(app, pagename, templatename, context, doctree):
 def update_catalogs():
     """Bring every page's catalog up to date: new messages are empty, and changed ones marked as fuzzy."""
     for path in sorted(TEMPLATES.rglob("*.pot")):
-        template = read_po(path.open("rb"))
         target = catalog_of(path.relative_to(TEMPLATES).with_suffix("").as_posix())
-        catalog = read_po(target.open("rb"), LANGUAGE) if target.exists() else Catalog(LANGUAGE)
-        catalog.update(template)
+        catalog = read_catalog(target) if target.exists() else Catalog(LANGUAGE)
+        catalog.update(read_catalog(path))
         for message in catalog:
             message.flags -= {"python-format", "python-brace-format"}  # guessed from Markdown's braces
         text = io.BytesIO()
@@ -198,7 +216,8 @@ def main(command):
     if command == "build":
         build()
     else:
-        write_templates()
+        shutil.rmtree(TEMPLATES, ignore_errors=True)
+        write_templates(TEMPLATES)
         update_catalogs()
 
 

@@ -65,7 +65,7 @@ def translated(markdown, messages):
         text = r"\s+".join(map(re.escape, message.split()))
         pattern = rf"({BEFORE_MESSAGE}){text}(?=[ ]*(?:$|\|))"
         after = messages[message].replace("\\", r"\\")
-        markdown = re.sub(pattern, rf"\1{after}", markdown, flags=re.MULTILINE)
+        markdown = re.sub(pattern, rf"\g<1>{after}", markdown, flags=re.MULTILINE)
     return markdown
 
 
