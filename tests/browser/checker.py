@@ -27,6 +27,17 @@ SETTLED = """() => Promise.all([
     document.fonts.ready, ...(window.MathJax && MathJax.startup ? [MathJax.startup.promise] : [])]).then(() => true)"""
 
 
+# The width of A4 paper without its margins.
+PAPER = {"width": 718, "height": 1000}
+
+# What paper would cut off: it does not scroll.
+CUT_OFF = """() => [...document.querySelectorAll("article :is(pre, table, img, svg, div.math)")].filter(e => {
+    const box = e.getBoundingClientRect();
+    const scrolls = getComputedStyle(e).overflowX !== "visible" && getComputedStyle(e).display !== "inline";
+    return box.width && (box.right > innerWidth + 1 || (scrolls && e.scrollWidth > e.clientWidth + 1));
+}).map(e => `cut off: ${e.tagName} ${e.textContent.trim().slice(0, 30)}`)"""
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Serve files, and say nothing of it."""
 
