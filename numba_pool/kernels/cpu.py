@@ -25,7 +25,7 @@ from numba import njit, prange
 from .._cache import keep_compiled
 from .._threads import run
 from ..windows import pooling_windows
-from .simd import LANES, fill, get, load, put, scratch, store, total
+from .simd import LANES, fill, get, load, pick, put, rolled, scratch, store, total
 
 # A window of more elements, or more rows, is cut into pieces, one job each: a chain of additions stays short, and
 # every thread finds work.
@@ -34,6 +34,9 @@ PIECE_ROWS = 128
 
 # Windows this narrow are summed for all positions of a row together, sixteen at a time; wider ones one by one.
 NARROW = 8
+
+# Small planes are worked on several at a time, up to this many elements.
+PACK = 2048
 
 # The row sums that wait for their windows, in elements: few enough to stay in a core's first-level cache.
 SLAB = 1024
@@ -45,7 +48,7 @@ TILE = 4096
 # Elements per thread below which a second thread costs more than it gains.
 GRAIN = 16384
 
-_inline = njit(nogil=True, error_model="numpy", forceinline=True)
+_inline = njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _kernel = njit(nogil=True, error_model="numpy")
 _parallel = njit(nogil=True, error_model="numpy", parallel=True)
 
@@ -70,39 +73,57 @@ def span(src, first, n):
 
 
 @_inline
-def read(src, i, lanes, shares, p, shared):
-    """Return up to sixteen elements of `src`, multiplied by their `shares` if they are `shared`."""
+def add_rows(src, i, W, height, lanes):
+    """Return the sum, for sixteen columns from element `i` on, of `height` rows of `W` elements.
+
+    From lane `lanes` on, zeros, and memory is not read there.
+    """
     s = load(src, i, lanes)
-    if shared:
-        s = s * load(shares, p, lanes)
+    end = i + height * W
+    i += W
+    while i < end:
+        s = s + load(src, i, lanes)
+        i += W
     return s
 
 
 @_inline
-def sum_rows(src, row, W, top, bottom, shares, shared, sums, at):
-    """Set ``sums[at:][:W]`` to the sum of the rows `top` to `bottom` of the plane whose first element is `row`.
+def sum_rows(src, plane, W, jobs, j, n, sums):
+    """Add up the rows of `n` jobs from `j` on, and line up the sums, `W` elements each, in `sums`.
 
-    Narrow rows are summed in a register, one block of sixteen columns after the other.
-    Wide rows are added to `sums` one by one, so that memory is read in its order, which the hardware foresees.
-    Lanes of `sums` past `W` become zero.
+    Short columns are summed in a register, sixteen of them side by side; lanes past a row's end hold what comes there,
+    and no window takes them.
+    Of many long rows, one after the other is added to `sums`, so that memory is read in its order, which the hardware
+    foresees.
     """
-    if W <= 4 * LANES:
-        for i in range(0, W, LANES):
-            s = read(src, row + top * W + i, W - i, shares, top * W + i, shared)
-            for ih in range(top + 1, bottom):
-                s = s + read(src, row + ih * W + i, W - i, shares, ih * W + i, shared)
-            store(sums, at + i, s, LANES)
-    else:
-        for ih in range(top, bottom):
+    for r in range(n):
+        first = plane + get(jobs, 2 * (j + r)) * W
+        height = get(jobs, 2 * (j + r) + 1)
+        to = r * W
+        if W <= 4 * LANES or height <= 8:
+            last = first + (height - 1) * W + LANES
             for i in range(0, W, LANES):
-                lanes = W - i
-                if lanes >= LANES:
-                    s = read(src, row + ih * W + i, LANES, shares, ih * W + i, shared)
+                if last + i <= src.size:
+                    store(sums, to + i, add_rows(src, first + i, W, height, LANES), LANES)
                 else:
-                    s = read(src, row + ih * W + i, lanes, shares, ih * W + i, shared)
-                if ih > top:
-                    s = s + load(sums, at + i, LANES)
-                store(sums, at + i, s, LANES)
+                    store(sums, to + i, add_rows(src, first + i, W, height, W - i), LANES)
+        else:
+            for d in range(height):
+                for i in range(0, W, LANES):
+                    a = first + d * W + i
+                    s = load(src, a, LANES) if a + LANES <= src.size else load(src, a, W - i)
+                    if d > 0:
+                        s = s + load(sums, to + i, LANES)
+                    store(sums, to + i, s, LANES)
+
+
+@_inline
+def scale(src, first, n, shares, p, scaled):
+    """Set ``scaled[:n]`` to ``src[first:][:n]`` multiplied by ``shares[p:][:n]``."""
+    for i in range(0, n, LANES):
+        lanes = min(n - i, LANES)
+        s = load(src, first + i, LANES) if lanes == LANES else load(src, first + i, lanes)
+        store(scaled, i, s * load(shares, p + i, LANES), LANES)
 
 
 @_inline
@@ -116,106 +137,103 @@ def copy(src, at, dst, to, n):
 
 
 @_inline
-def divide(values, n, areas, p):
-    """Divide ``values[:n]`` by `areas` from `p` on; `areas` repeats itself, and `values` has room up to full lanes."""
-    done = 0
-    while done < n:
-        part = min(areas.size - p, n - done)
-        for i in range(0, part, LANES):
-            s = load(values, done + i, LANES) / load(areas, p + i, part - i)
-            store(values, done + i, s, part - i)
-        done += part
-        p = 0
+def pick_windows(sums, W, picks, first, narrowest, widest, registers, areas, divide, j, runs, target, dst, to, length):
+    """Sum the narrow windows of `sums`, sixteen at a time."""
+    index, extra = picks
+    for r in range(runs):
+        row = to + get(target, j + r) * length
+        for k in range(0, length, LANES):
+            a = r * W + get(first, k // LANES)
+            s = fill(sums, 0)
+            for q in range(0, registers * LANES, LANES):
+                t = load(sums, a + q, LANES)
+                for d in range(1, narrowest):
+                    t = t + load(sums, a + q + d, LANES)
+                s = pick(s, t, index, k, q)
+            if widest > narrowest:
+                t = fill(sums, 0)
+                for q in range(0, registers * LANES, LANES):
+                    t = pick(t, load(sums, a + q + narrowest, LANES), extra, k, q)
+                s = s + t
+            if divide:
+                s = s / load(areas, (j + r) * length + k, LANES)
+            if k + LANES <= length:
+                store(dst, row + k, s, LANES)
+            else:
+                store(dst, row + k, s, length - k)
+        # Rows with the same window are copies of the first.
+        for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
+            copy(dst, row, dst, to + oh * length, length)
 
 
-@_kernel
-def sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi):
-    """Sum the windows of jobs `lo` to `hi` of all planes, contiguous layout.
-
-    `weights` are the areas that the sums are divided by if `average`, else the shares that the elements of `src` are
-    multiplied by; without weights, the sums are plain.
-
-    Rows first: the rows of a window are added up element by element, sixteen columns at once.
-    Then columns: the row of sums is cut into the windows.
-    Several jobs, a slab, take each step together, because rows are short.
-    """
-    top, bottom, target = jobs
+@_inline
+def span_windows(sums, W, columns, areas, divide, j, runs, target, dst, to, length):
+    """Sum the wide windows of `sums`, one after the other."""
     starts, ends = columns
-    count = top.size - 1
-    shared = weights.size > 0 and not average
-    pitch = (W + LANES - 1) // LANES * LANES
-    slab = min(max(1, SLAB // pitch), hi - lo)
-    narrowest, widest = W, 0
-    for ow in range(oW):
-        kw = get(ends, ow) - get(starts, ow)
-        narrowest, widest = min(narrowest, kw), max(widest, kw)
-    row_sums = scratch(src, slab * pitch + LANES)
-    window_sums = scratch(src, 2 * row_sums.size)
-    results = scratch(src, slab * oW + LANES)
-
-    j = lo % count
-    plane = lo // count
-    for first_job in range(lo, hi, slab):
-        n = min(slab, hi - first_job)
-        first_j, first_plane = j, plane
-        for r in range(n):
-            row = plane * H * W
-            if oW == 1 and not shared:
-                # Whole rows are one run of memory.
-                put(results, r, span(src, row + top[j] * W, (bottom[j] - top[j]) * W))
-            else:
-                sum_rows(src, row, W, top[j], bottom[j], weights, shared, row_sums, r * pitch)
-            j += 1
-            if j == count:
-                j = 0
-                plane += 1
-
-        if oW > 1 or shared:
-            if widest <= NARROW:
-                for i in range(0, n * pitch, LANES):
-                    s = load(row_sums, i, LANES)
-                    for d in range(1, narrowest):
-                        s = s + load(row_sums, i + d, LANES)
-                    store(window_sums, i, s, LANES)
-                    if widest > narrowest:
-                        store(window_sums, row_sums.size + i, s + load(row_sums, i + narrowest, LANES), LANES)
-                for r in range(n):
-                    for ow in range(oW):
-                        wide = get(ends, ow) - get(starts, ow) > narrowest
-                        at = r * pitch + get(starts, ow) + (row_sums.size if wide else 0)
-                        put(results, r * oW + ow, get(window_sums, at))
-            else:
-                for r in range(n):
-                    for ow in range(oW):
-                        kw = get(ends, ow) - get(starts, ow)
-                        put(results, r * oW + ow, span(row_sums, r * pitch + get(starts, ow), kw))
-
-        if average:
-            divide(results, n * oW, weights, first_j * oW)
-        if count == oH:
-            copy(results, 0, dst, first_job * oW, n * oW)
-        else:
-            j, plane = first_j, first_plane
-            for r in range(n):
-                for oh in range(target[j], target[j + 1]):
-                    copy(results, r * oW, dst, (plane * oH + oh) * oW, oW)
-                j += 1
-                if j == count:
-                    j = 0
-                    plane += 1
+    for r in range(runs):
+        for oh in range(get(target, j + r), get(target, j + r + 1)):
+            for ow in range(length):
+                s = span(sums, r * W + get(starts, ow), get(ends, ow) - get(starts, ow))
+                if divide:
+                    s /= get(areas, (j + r) * length + ow)
+                put(dst, to + oh * length + ow, s)
 
 
 @_kernel
-def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi):
+def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, average, lo, hi):
+    """Sum the windows of the units `lo` to `hi`, contiguous layout."""
+    rolled()
+    packed, flat, count, tallest, narrowest, widest, registers = shape
+    if flat and widest == 0:
+        # The windows are equal runs of memory, one after the other.
+        for i in range(lo, hi):
+            put(dst, i, span(src, i * W, W) / get(weights, 0))
+        return
+
+    slab = packed if packed > 0 else max(1, SLAB // (W if average else W * tallest))
+    slab = min(slab, hi - lo)
+    slack = (registers + 4) * LANES
+    sums = scratch(src, (slab * count if packed else slab) * W + slack)
+    scaled = scratch(src, 0 if average else slab * (H if packed > 0 else tallest) * W + slack)
+    while lo < hi:
+        if packed > 0:
+            # Whole planes: their sums are in a row, and so are their windows.
+            plane, j, n = lo, 0, min(slab, hi - lo)
+            rows, width = (1, n * H * W) if flat else (n * count, W)
+            runs, length = 1, n * oH * oW
+            begin, end = 0, n * H * W
+        else:
+            # Rows of one plane.
+            plane, j = lo // count, lo % count
+            n = min(slab, hi - lo, count - j)
+            rows, width = n, W
+            runs, length = n, oW
+            begin = get(jobs, 2 * j) * W
+            end = (get(jobs, 2 * (j + n - 1)) + get(jobs, 2 * (j + n - 1) + 1)) * W
+        if average:
+            sum_rows(src, plane * H * W, width, jobs, j, rows, sums)
+        else:
+            scale(src, plane * H * W + begin, end - begin, weights, begin, scaled)
+            sum_rows(scaled, -begin, width, jobs, j, rows, sums)
+        to = plane * oH * oW
+        if widest > 0:
+            pick_windows(
+                sums, W, picks, firsts, narrowest, widest, registers, weights, average, j, runs, target, dst, to, length
+            )
+        else:
+            span_windows(sums, W, columns, weights, average, j, runs, target, dst, to, length)
+        lo += n
+
+
+@_kernel
+def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, target, columns, weights, average, lo, hi):
     """Do what `sum_windows` does, channels_last layout: whole pixels of `inner` channels are added.
 
     A window is worked through in tiles of pixels.
     Within a tile, 64 channels at a time are summed in four registers.
     """
-    top, bottom, target = jobs
     starts, ends = columns
-    count = top.size - 1
-    shared = weights.size > 0 and not average
+    count = target.size - 1
     pixels = max(1, min(64, TILE // inner))
     sums = scratch(src, inner + LANES)
     j = lo % count
@@ -223,15 +241,16 @@ def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, l
     for _ in range(lo, hi):
         first_row = (plane * oH + target[j]) * oW * inner
         for ow in range(oW):
+            top, bottom = jobs[2 * j], jobs[2 * j] + jobs[2 * j + 1]
             kw = get(ends, ow) - get(starts, ow)
             tile_width = min(kw, pixels)
             tile_height = pixels // tile_width
-            for ih0 in range(top[j], bottom[j], tile_height):
-                ih1 = min(ih0 + tile_height, bottom[j])
+            for ih0 in range(top, bottom, tile_height):
+                ih1 = min(ih0 + tile_height, bottom)
                 for iw0 in range(get(starts, ow), get(ends, ow), tile_width):
                     iw1 = min(iw0 + tile_width, get(ends, ow))
-                    fresh = ih0 == top[j] and iw0 == get(starts, ow)
-                    add_tile(src, plane * H * W, W, inner, ih0, ih1, iw0, iw1, weights, shared, sums, fresh)
+                    fresh = ih0 == top and iw0 == get(starts, ow)
+                    add_tile(src, plane * H * W, W, inner, ih0, ih1, iw0, iw1, weights, not average, sums, fresh)
             if average:
                 area = fill(src, get(weights, j * oW + ow))
                 for i in range(0, inner, LANES):
@@ -285,21 +304,21 @@ def add_tile(src, plane, W, inner, ih0, ih1, iw0, iw1, shares, shared, sums, fre
 
 
 @_kernel
-def add_pieces(pieces, dst, inner, oH, oW, jobs, areas, lo, hi):
+def add_pieces(pieces, dst, inner, oH, oW, jobs, target, areas, lo, hi):
     """Add up the pieces ``top[j]`` to ``bottom[j]`` of every window, and divide by the window's area.
 
     The sum is kept in float64: there is one addition for `PIECE` elements.
     """
-    top, bottom, target = jobs
-    count = top.size - 1
+    count = target.size - 1
+    rows = jobs[2 * count - 2] + jobs[2 * count - 1]
     length = oW * inner
     j = lo % count
     plane = lo // count
     for _ in range(lo, hi):
         for i in range(length):
             s = 0.0
-            for piece in range(top[j], bottom[j]):
-                s += get(pieces, (plane * bottom[count - 1] + piece) * length + i)
+            for piece in range(jobs[2 * j], jobs[2 * j] + jobs[2 * j + 1]):
+                s += get(pieces, (plane * rows + piece) * length + i)
             s /= get(areas, j * oW + i // inner)
             for oh in range(target[j], target[j + 1]):
                 put(dst, (plane * oH + oh) * length + i, s)
@@ -310,90 +329,154 @@ def add_pieces(pieces, dst, inner, oH, oW, jobs, areas, lo, hi):
 
 
 @_parallel
-def sum_windows_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, count, threads):
+def sum_windows_parallel(
+    src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, average, count, threads
+):
     """Share the jobs of `sum_windows` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_windows(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi)
+        sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, average, lo, hi)
 
 
 @_parallel
-def sum_pixels_parallel(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, count, threads):
+def sum_pixels_parallel(src, dst, H, W, inner, oH, oW, jobs, target, columns, weights, average, count, threads):
     """Share the jobs of `sum_pixels` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_pixels(src, dst, H, W, inner, oH, oW, jobs, columns, weights, average, lo, hi)
+        sum_pixels(src, dst, H, W, inner, oH, oW, jobs, target, columns, weights, average, lo, hi)
 
 
 class Plan(NamedTuple):
-    """The tables for summing windows of ``(H, W)`` planes to ``(oH, oW)`` planes."""
+    """How the windows of ``(H, W)`` planes are summed to ``(oH, oW)`` planes."""
 
-    jobs: np.ndarray  # (3, jobs + 1): top, bottom, target
-    columns: np.ndarray  # (2, oW): where the windows start and end
-    pieces: np.ndarray | None  # like jobs, where windows are cut: which jobs they consist of
-    areas: np.ndarray  # (windows' rows * oW, repeated): the areas of different windows
-    shares: np.ndarray  # (oH * oW,): one over the areas of all windows
-    none: np.ndarray  # (0,): no weights
+    kernels: tuple  # for one thread and for several
+    arguments: tuple  # what the kernels get beside the arrays: sizes and tables
+    units: int  # how many a plane is divided into, for threads to share out
+    pieces: tuple | None  # where windows are cut: how many pieces a plane has, and how `add_pieces` adds them up
 
 
 @lru_cache(maxsize=1024)
-def plan(H, W, oH, oW, dtype):
-    """Return the `Plan` of two plane sizes, for arrays of `dtype`; it is kept for the next call."""
-    dtype = np.float64 if dtype == np.float64 else np.float32
+def plan(H, W, oH, oW, inner, dtype, average):
+    """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
+    dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    if inner == 1 and oW == 1 and average and H % oH == 0:
+        runs = _plan_runs(H * W // oH, oH, dtype)
+        if runs:
+            return runs
+    if inner == 1 and W == 1 and not average and oH % H == 0 and oH * oW <= PACK:
+        H, W, oH, oW = 1, H, 1, oH * oW  # the gradient of that: each element becomes a run
+
     starts, ends = pooling_windows(H, oH)
     columns = np.stack(pooling_windows(W, oW))
     widths = columns[1] - columns[0]
-    shares = (1.0 / np.outer(ends - starts, widths)).astype(dtype).ravel()
     # Neighbouring rows with the same window are computed once.
     new = np.flatnonzero((np.diff(starts, prepend=-1) != 0) | (np.diff(ends, prepend=-1) != 0))
     starts, ends, target = starts[new], ends[new], np.append(new, oH)
-    areas = np.outer(ends - starts, widths).astype(dtype).ravel()
-    # Repeated, so that planes with few outputs share a loop.
-    areas = np.tile(areas, max(1, 512 // areas.size))
+    weights = np.outer(ends - starts, widths) if average else 1 / np.outer(*map(_widths, (oH, oW), (H, W)))
     rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
     counts = -(-(ends - starts) // rows)
     pieces = None
     if counts.max() > 1:
         last = np.cumsum(counts)
-        pieces = _jobs(last - counts, last, target)
+        areas = weights if average else np.ones((len(new), oW))
+        pieces = last[-1] * oW * inner, _jobs(last - counts, counts), target, areas.astype(dtype).ravel()
         nth = np.arange(last[-1]) - np.repeat(last - counts, counts)
         starts = np.repeat(starts, counts) + nth * rows
         ends = np.minimum(starts + rows, np.repeat(ends, counts))
         target = np.arange(last[-1] + 1)
-    return Plan(_jobs(starts, ends, target), columns, pieces, areas, shares, np.empty(0, dtype))
+        weights = np.ones((last[-1], oW)) if average else weights
+        oH = last[-1]
+    heights = ends - starts
+    count = len(starts)
+    if inner > 1:
+        tables = _jobs(starts, heights), target, columns, weights.astype(dtype).ravel(), average
+        return Plan((sum_pixels, sum_pixels_parallel), (H, W, inner, oH, oW, *tables), count, pieces)
+
+    packed = flat = 0
+    picks, firsts, narrowest, widest, registers = _NO_PICKS
+    if widths.max() <= NARROW:
+        at, wide = columns[0], widths > widths.min()
+        elements = max(H * W, oH * oW, count * W)
+        if pieces is None and elements <= PACK:
+            packed = PACK // elements
+            flat = int(count == H and heights.max() == 1)
+            repeats = np.diff(target)
+            at = np.repeat(np.arange(count), repeats)[:, None] * W + at
+            at = (np.arange(packed)[:, None] * count * W + at.ravel()).ravel()
+            wide = np.tile(wide, oH * packed)
+            weights = np.tile(np.repeat(weights, repeats, axis=0) if average else weights, (packed, 1))
+            starts = (np.arange(packed)[:, None] * H + starts).ravel()
+            heights = np.tile(heights, packed)
+            target = np.array([0, 1])
+        narrowest, widest = widths.min(), widths.max()
+        picks, firsts, registers = _picks(at, wide)
+    shape = np.array([packed, flat, count, heights.max(), narrowest, widest, registers])
+    weights = np.append(weights, np.ones(LANES)).astype(dtype)
+    tables = _jobs(starts, heights), target, columns, picks, firsts, shape, weights, average
+    kernels = sum_windows, sum_windows_parallel
+    return Plan(kernels, (H, W, inner, oH, oW, *tables), 1 if packed else count, pieces)
 
 
-def _jobs(top, bottom, target):
-    return np.stack([np.append(top, 0), np.append(bottom, 0), target])
+_NO_PICKS = np.zeros((2, 0), np.int32), np.zeros(0, np.int64), 0, 0, 0
+
+
+def _plan_runs(length, runs, dtype):
+    """Return the plan for windows that are equal runs of memory, or None where that has no advantage."""
+    if length <= NARROW:
+        return None
+    cuts = next(cuts for cuts in range(-(-length // PIECE), length + 1) if length % cuts == 0)
+    if cuts > 1 and length // cuts < PIECE // 8:
+        return None
+    pieces = None
+    if cuts > 1:
+        jobs = _jobs(np.arange(runs) * cuts, np.full(runs, cuts))
+        pieces = runs * cuts, jobs, np.arange(runs + 1), np.full(runs, length, dtype)
+    picks, firsts, *_ = _NO_PICKS
+    area = np.full(1, 1 if pieces else length, dtype)
+    tables = firsts, firsts, np.stack([firsts, firsts]), picks, firsts, np.array([1, 1, 1, 1, 0, 0, 0]), area, True
+    return Plan((sum_windows, sum_windows_parallel), (1, length // cuts, 1, 1, 1, *tables), runs * cuts, pieces)
+
+
+def _widths(size, windows):
+    return np.subtract(*reversed(pooling_windows(size, windows)))
+
+
+def _jobs(top, height):
+    return np.stack([top, height], axis=1).ravel()
+
+
+def _picks(at, wide):
+    fill = -len(at) % LANES
+    at = np.append(at, np.full(fill, at[-1])).reshape(-1, LANES)
+    firsts = at.min(axis=1)
+    index = (at - firsts[:, None]).ravel()
+    extra = np.where(np.append(wide, np.zeros(fill, bool)), index, -1)
+    return np.stack([index, extra]).astype(np.int32), firsts, int(index.max() // LANES + 1)
 
 
 def forward(input, output, planes, H, W, inner, oH, oW, threads):
     """Fill `output` with the means of the windows of `input`, on up to `threads` threads."""
-    tables = plan(H, W, oH, oW, input.dtype)
-    _sum(input, output, planes, H, W, inner, oH, oW, tables, tables.areas, True, threads)
+    _sum(input, output, planes, H, W, inner, oH, oW, True, threads)
 
 
 def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
     """Fill `grad_input` with the gradients of `forward`'s inputs, given those of its outputs, on up to `threads`
     threads."""
-    shares = plan(H, W, oH, oW, grad_output.dtype).shares
-    tables = plan(oH, oW, H, W, grad_output.dtype)
-    _sum(grad_output, grad_input, planes, oH, oW, inner, H, W, tables, shares, False, threads)
+    _sum(grad_output, grad_input, planes, oH, oW, inner, H, W, False, threads)
 
 
-def _sum(src, dst, planes, H, W, inner, oH, oW, tables, weights, average, threads):
-    kernels = (sum_windows, sum_windows_parallel) if inner == 1 else (sum_pixels, sum_pixels_parallel)
-    jobs, columns, pieces = tables.jobs, tables.columns, tables.pieces
-    rows = jobs.shape[1] - 1
-    count = planes * rows
+def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
+    # Planes whose windows are runs of memory are planes of one row.
+    kernels, arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
+    count = planes * units
     threads = min(threads, count, 1 + planes * inner * max(H * W, oH * oW) // GRAIN)
     if pieces is None:
-        run(*kernels, (src, dst, H, W, inner, oH, oW, jobs, columns, weights, average), count, threads)
+        run(*kernels, (src, dst, *arguments), count, threads)
         return
-    sums = np.empty(count * oW * inner, tables.areas.dtype)
-    areas, weights = (weights, tables.none) if average else (np.ones_like(tables.areas), weights)
-    run(*kernels, (src, sums, H, W, inner, rows, oW, jobs, columns, weights, False), count, threads)
-    add_pieces(sums, dst, inner, oH, oW, pieces, areas, 0, planes * (pieces.shape[1] - 1))
+    size, jobs, target, areas = pieces
+    sums = np.empty(planes * size, areas.dtype)
+    run(*kernels, (src, sums, *arguments), count, threads)
+    add_pieces(sums, dst, inner, oH, oW, jobs, target, areas, 0, planes * (target.size - 1))
 
 
 keep_compiled(sum_windows, sum_windows_parallel, sum_pixels, sum_pixels_parallel, add_pieces)

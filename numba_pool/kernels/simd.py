@@ -19,7 +19,7 @@ from numba.np.numpy_support import as_dtype
 
 LANES = 16
 
-_i16, _i32 = ir.IntType(16), ir.IntType(32)
+_i8, _i16, _i32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _half, _float, _double = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 
@@ -109,8 +109,9 @@ def _splat(builder, scalar):
 
 def _masked(builder, operation, vector, arguments, n):
     """Load or store the first `n` lanes (all of them if `n` is larger) and leave the others' memory alone."""
-    ids = ir.Constant(ir.VectorType(n.type, LANES), list(range(LANES)))
-    mask = builder.icmp_signed("<", ids, _splat(builder, n))
+    used = builder.select(builder.icmp_signed("<", n, n.type(LANES)), n, n.type(LANES))
+    ids = ir.Constant(ir.VectorType(_i8, LANES), list(range(LANES)))
+    mask = builder.icmp_signed("<", ids, _splat(builder, builder.trunc(used, _i8)))
     *front, pointer = arguments
     scalar = {"i16": "i16", "float": "f32", "double": "f64", "i64": "i64"}[str(vector.element)]
     arguments = [*front, pointer, _i32(int(scalar[1:]) // 8), mask]
@@ -150,6 +151,49 @@ def store(typingctx, array, i, lanes, n):
 
 
 @intrinsic
+def pick(typingctx, lanes, values, indices, i, first):
+    """Return `lanes`, those replaced by ``values[indices[i + lane] - first]`` for which there is such a value."""
+
+    def codegen(context, builder, signature, arguments):
+        lanes, values, indices, i, first = arguments
+        pointer, _ = _vector_pointer(context, builder, signature.args[2], indices, i, i.type(LANES))
+        first = _splat(builder, builder.trunc(first, _i32))
+        which = builder.sub(builder.load(pointer, align=4), first)
+        held = builder.icmp_unsigned("<", which, _constant(which.type, LANES))
+        return builder.select(held, _permute(builder, values, which), lanes)
+
+    return lanes(lanes, values, indices, types.intp, types.intp), codegen
+
+
+def _permute(builder, values, which):
+    """Return ``values[which]``: for each lane the value that its own index names, and anything for a wrong index.
+
+    LLVM makes one instruction of it, if the values fit one register; so doubles are permuted by halves.
+    """
+    count = values.type.count
+    if values.type.element == _double and count == LANES:
+        low, high = _parts(builder, values)
+        halves = []
+        for part in _parts(builder, which):
+            in_low = builder.icmp_unsigned("<", part, _constant(part.type, count // 2))
+            rest = builder.sub(part, _constant(part.type, count // 2))
+            halves.append(builder.select(in_low, _permute(builder, low, part), _permute(builder, high, rest)))
+        return builder.shuffle_vector(*halves, ir.VectorType(_i32, count)(list(range(count))))
+    result = ir.Constant(values.type, ir.Undefined)
+    for lane in range(count):
+        value = builder.extract_element(values, builder.extract_element(which, _i32(lane)))
+        result = builder.insert_element(result, value, _i32(lane))
+    return result
+
+
+def _parts(builder, value):
+    """Return the lower and the upper half of a vector."""
+    half = value.type.count // 2
+    ids = [ir.VectorType(_i32, half)([start + lane for lane in range(half)]) for start in (0, half)]
+    return [builder.shuffle_vector(value, value, which) for which in ids]
+
+
+@intrinsic
 def get(typingctx, array, i):
     """Return ``array[i]`` in the accumulator's type; `i` is not negative."""
 
@@ -173,6 +217,22 @@ def put(typingctx, array, i, value):
 
 
 @intrinsic
+def rolled(typingctx):
+    """Ask LLVM to leave the loops of the calling kernel as they are written.
+
+    Most of them run two or three times, so that unrolling them costs more, when compiling and when running, than it
+    gains.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        for attribute in ("optsize", "noinline"):
+            builder.function.attributes.add(attribute)
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
 def fill(typingctx, array, value):
     """Return sixteen copies of a number, in the type that `array` is accumulated in."""
     scalar = _accumulator(array)
@@ -187,7 +247,7 @@ def scratch(array, size):
 @overload(scratch)
 def _scratch(array, size):
     dtype = as_dtype(_accumulator(array))
-    return lambda array, size: np.zeros(size, dtype)
+    return lambda array, size: np.empty(size, dtype)
 
 
 @intrinsic
@@ -196,12 +256,8 @@ def total(typingctx, lanes):
 
     def codegen(context, builder, signature, arguments):
         (value,) = arguments
-        half = LANES
-        while half > 1:
-            half //= 2
-            ids = [ir.VectorType(_i32, half)([start + lane for lane in range(half)]) for start in (0, half)]
-            low, high = (builder.shuffle_vector(value, value, which) for which in ids)
-            value = builder.fadd(low, high)
+        while value.type.count > 1:
+            value = builder.fadd(*_parts(builder, value))
         return builder.extract_element(value, _i32(0))
 
     return lanes.dtype(lanes), codegen
