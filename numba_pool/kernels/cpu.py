@@ -38,6 +38,16 @@ NARROW = 8
 # Small planes are worked on several at a time, up to this many elements.
 PACK = 2048
 
+# When the sums are weighted: each element before by its share, one over the area of its window; or the sums after,
+# divided by the areas of their windows, or multiplied by one over these, where that is the same number.
+SHARES, AREAS, FACTORS = 0, 1, 2
+
+# Long rows are added this many at a time: as few streams of memory as the hardware follows.
+ROWS = 8
+
+# Additions in a row
+CHAIN = 64
+
 # The row sums that wait for their windows, in elements: few enough to stay in a core's first-level cache.
 SLAB = 1024
 
@@ -100,30 +110,36 @@ def sum_rows(src, plane, W, jobs, j, n, sums):
         first = plane + get(jobs, 2 * (j + r)) * W
         height = get(jobs, 2 * (j + r) + 1)
         to = r * W
-        if W <= 4 * LANES or height <= 8:
-            last = first + (height - 1) * W + LANES
+        group = height if W <= 4 * LANES else min(height, ROWS)
+        for d in range(0, height, group):
+            rows = min(group, height - d)
+            begin = first + d * W
+            end = begin + (rows - 1) * W + LANES
             for i in range(0, W, LANES):
-                if last + i <= src.size:
-                    store(sums, to + i, add_rows(src, first + i, W, height, LANES), LANES)
+                if end + i <= src.size:
+                    s = add_rows(src, begin + i, W, rows, LANES)
                 else:
-                    store(sums, to + i, add_rows(src, first + i, W, height, W - i), LANES)
-        else:
-            for d in range(height):
-                for i in range(0, W, LANES):
-                    a = first + d * W + i
-                    s = load(src, a, LANES) if a + LANES <= src.size else load(src, a, W - i)
-                    if d > 0:
-                        s = s + load(sums, to + i, LANES)
-                    store(sums, to + i, s, LANES)
+                    s = add_rows(src, begin + i, W, rows, W - i)
+                if d > 0:
+                    s = s + load(sums, to + i, LANES)
+                store(sums, to + i, s, LANES)
 
 
 @_inline
-def scale(src, first, n, shares, p, scaled):
-    """Set ``scaled[:n]`` to ``src[first:][:n]`` multiplied by ``shares[p:][:n]``."""
-    for i in range(0, n, LANES):
-        lanes = min(n - i, LANES)
-        s = load(src, first + i, LANES) if lanes == LANES else load(src, first + i, lanes)
-        store(scaled, i, s * load(shares, p + i, LANES), LANES)
+def scale(src, first, n, inner, shares, p, scaled):
+    """Set ``scaled[: n * inner]`` to `n` pixels of `src`, each multiplied by its own of the `shares` from `p` on."""
+    if inner == 1:
+        for i in range(0, n, LANES):
+            lanes = min(n - i, LANES)
+            s = load(src, first + i, LANES) if lanes == LANES else load(src, first + i, lanes)
+            store(scaled, i, s * load(shares, p + i, LANES), LANES)
+    else:
+        for pixel in range(n):
+            share = fill(scaled, get(shares, p + pixel))
+            for c in range(0, inner, LANES):
+                i = pixel * inner + c
+                s = load(src, first + i, LANES) if first + i + LANES <= src.size else load(src, first + i, inner - c)
+                store(scaled, i, s * share, LANES)
 
 
 @_inline
@@ -137,7 +153,7 @@ def copy(src, at, dst, to, n):
 
 
 @_inline
-def pick_windows(sums, W, picks, first, narrowest, widest, registers, areas, divide, j, runs, target, dst, to, length):
+def pick_windows(sums, W, picks, first, narrowest, widest, registers, weights, weighting, j, runs, target, dst, to, length):
     """Sum the narrow windows of `sums`, sixteen at a time."""
     index, extra = picks
     for r in range(runs):
@@ -155,8 +171,10 @@ def pick_windows(sums, W, picks, first, narrowest, widest, registers, areas, div
                 for q in range(0, registers * LANES, LANES):
                     t = pick(t, load(sums, a + q + narrowest, LANES), extra, k, q)
                 s = s + t
-            if divide:
-                s = s / load(areas, (j + r) * length + k, LANES)
+            if weighting == AREAS:
+                s = s / load(weights, (j + r) * length + k, LANES)
+            elif weighting == FACTORS:
+                s = s * load(weights, (j + r) * length + k, LANES)
             if k + LANES <= length:
                 store(dst, row + k, s, LANES)
             else:
@@ -167,140 +185,120 @@ def pick_windows(sums, W, picks, first, narrowest, widest, registers, areas, div
 
 
 @_inline
-def span_windows(sums, W, columns, areas, divide, j, runs, target, dst, to, length):
+def span_windows(sums, W, columns, weights, weighting, j, runs, target, dst, to, length):
     """Sum the wide windows of `sums`, one after the other."""
     starts, ends = columns
     for r in range(runs):
         for oh in range(get(target, j + r), get(target, j + r + 1)):
             for ow in range(length):
                 s = span(sums, r * W + get(starts, ow), get(ends, ow) - get(starts, ow))
-                if divide:
-                    s /= get(areas, (j + r) * length + ow)
+                if weighting == AREAS:
+                    s /= get(weights, (j + r) * length + ow)
+                elif weighting == FACTORS:
+                    s *= get(weights, (j + r) * length + ow)
                 put(dst, to + oh * length + ow, s)
 
 
+@_inline
+def load4(src, i):
+    """Return 64 elements of `src` from `i` on, in four registers."""
+    return (
+        load(src, i, LANES),
+        load(src, i + LANES, LANES),
+        load(src, i + 2 * LANES, LANES),
+        load(src, i + 3 * LANES, LANES),
+    )
+
+
+@_inline
+def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, to, oW):
+    """Sum the windows of `sums`, where a pixel is `inner` channels, sixteen channels at a time."""
+    starts, ends = columns
+    for r in range(n):
+        row = to + get(target, j + r) * oW * inner
+        for ow in range(oW):
+            kw = get(ends, ow) - get(starts, ow)
+            weight = fill(sums, 1 if weighting == SHARES else get(weights, (j + r) * oW + ow))
+            first = (r * W + get(starts, ow)) * inner
+            at = row + ow * inner
+            c = 0
+            while c + 4 * LANES <= inner:
+                s0, s1, s2, s3 = load4(sums, first + c)
+                for d in range(1, kw):
+                    a0, a1, a2, a3 = load4(sums, first + d * inner + c)
+                    s0, s1, s2, s3 = s0 + a0, s1 + a1, s2 + a2, s3 + a3
+                if weighting == AREAS:
+                    s0, s1, s2, s3 = s0 / weight, s1 / weight, s2 / weight, s3 / weight
+                elif weighting == FACTORS:
+                    s0, s1, s2, s3 = s0 * weight, s1 * weight, s2 * weight, s3 * weight
+                store(dst, at + c, s0, LANES)
+                store(dst, at + c + LANES, s1, LANES)
+                store(dst, at + c + 2 * LANES, s2, LANES)
+                store(dst, at + c + 3 * LANES, s3, LANES)
+                c += 4 * LANES
+            while c < inner:
+                s = add_rows(sums, first + c, inner, kw, LANES)
+                if weighting == AREAS:
+                    s = s / weight
+                elif weighting == FACTORS:
+                    s = s * weight
+                if c + LANES <= inner:
+                    store(dst, at + c, s, LANES)
+                else:
+                    store(dst, at + c, s, inner - c)
+                c += LANES
+        for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
+            copy(dst, row, dst, to + oh * oW * inner, oW * inner)
+
+
 @_kernel
-def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, average, lo, hi):
+def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, weighting, lo, hi):
     """Sum the windows of the units `lo` to `hi`, contiguous layout."""
     rolled()
     packed, flat, count, tallest, narrowest, widest, registers = shape
+    average = weighting != SHARES
     if flat and widest == 0:
         # The windows are equal runs of memory, one after the other.
         for i in range(lo, hi):
             put(dst, i, span(src, i * W, W) / get(weights, 0))
         return
 
-    slab = packed if packed > 0 else max(1, SLAB // (W if average else W * tallest))
+    pitch = W * inner
+    slab = packed if packed > 0 else max(1, SLAB // (pitch if average else pitch * tallest))
     slab = min(slab, hi - lo)
     slack = (registers + 4) * LANES
-    sums = scratch(src, (slab * count if packed else slab) * W + slack)
-    scaled = scratch(src, 0 if average else slab * (H if packed > 0 else tallest) * W + slack)
+    sums = scratch(src, (slab * count if packed else slab) * pitch + slack)
+    scaled = scratch(src, 0 if average else slab * (H if packed > 0 else tallest) * pitch + slack)
     while lo < hi:
         if packed > 0:
             # Whole planes: their sums are in a row, and so are their windows.
             plane, j, n = lo, 0, min(slab, hi - lo)
-            rows, width = (1, n * H * W) if flat else (n * count, W)
+            rows, width = (1, n * H * pitch) if flat else (n * count, pitch)
             runs, length = 1, n * oH * oW
             begin, end = 0, n * H * W
         else:
             # Rows of one plane.
             plane, j = lo // count, lo % count
             n = min(slab, hi - lo, count - j)
-            rows, width = n, W
+            rows, width = n, pitch
             runs, length = n, oW
             begin = get(jobs, 2 * j) * W
             end = (get(jobs, 2 * (j + n - 1)) + get(jobs, 2 * (j + n - 1) + 1)) * W
         if average:
-            sum_rows(src, plane * H * W, width, jobs, j, rows, sums)
+            sum_rows(src, plane * H * pitch, width, jobs, j, rows, sums)
         else:
-            scale(src, plane * H * W + begin, end - begin, weights, begin, scaled)
-            sum_rows(scaled, -begin, width, jobs, j, rows, sums)
-        to = plane * oH * oW
-        if widest > 0:
+            scale(src, plane * H * pitch + begin * inner, end - begin, inner, weights, begin, scaled)
+            sum_rows(scaled, -begin * inner, width, jobs, j, rows, sums)
+        to = plane * oH * oW * inner
+        if inner > 1:
+            sum_pixels(sums, W, inner, columns, weights, weighting, j, runs, target, dst, to, oW)
+        elif widest > 0:
             pick_windows(
-                sums, W, picks, firsts, narrowest, widest, registers, weights, average, j, runs, target, dst, to, length
+                sums, W, picks, firsts, narrowest, widest, registers, weights, weighting, j, runs, target, dst, to, length
             )
         else:
-            span_windows(sums, W, columns, weights, average, j, runs, target, dst, to, length)
+            span_windows(sums, W, columns, weights, weighting, j, runs, target, dst, to, length)
         lo += n
-
-
-@_kernel
-def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, target, columns, weights, average, lo, hi):
-    """Do what `sum_windows` does, channels_last layout: whole pixels of `inner` channels are added.
-
-    A window is worked through in tiles of pixels.
-    Within a tile, 64 channels at a time are summed in four registers.
-    """
-    starts, ends = columns
-    count = target.size - 1
-    pixels = max(1, min(64, TILE // inner))
-    sums = scratch(src, inner + LANES)
-    j = lo % count
-    plane = lo // count
-    for _ in range(lo, hi):
-        first_row = (plane * oH + target[j]) * oW * inner
-        for ow in range(oW):
-            top, bottom = jobs[2 * j], jobs[2 * j] + jobs[2 * j + 1]
-            kw = get(ends, ow) - get(starts, ow)
-            tile_width = min(kw, pixels)
-            tile_height = pixels // tile_width
-            for ih0 in range(top, bottom, tile_height):
-                ih1 = min(ih0 + tile_height, bottom)
-                for iw0 in range(get(starts, ow), get(ends, ow), tile_width):
-                    iw1 = min(iw0 + tile_width, get(ends, ow))
-                    fresh = ih0 == top and iw0 == get(starts, ow)
-                    add_tile(src, plane * H * W, W, inner, ih0, ih1, iw0, iw1, weights, not average, sums, fresh)
-            if average:
-                area = fill(src, get(weights, j * oW + ow))
-                for i in range(0, inner, LANES):
-                    store(sums, i, load(sums, i, LANES) / area, LANES)
-            copy(sums, 0, dst, first_row + ow * inner, inner)
-        # Rows with the same window are copies of the first.
-        for oh in range(target[j] + 1, target[j + 1]):
-            copy(dst, first_row, dst, (plane * oH + oh) * oW * inner, oW * inner)
-        j += 1
-        if j == count:
-            j = 0
-            plane += 1
-
-
-@_inline
-def add_tile(src, plane, W, inner, ih0, ih1, iw0, iw1, shares, shared, sums, fresh):
-    """Add the pixels of the rows `ih0` to `ih1` and columns `iw0` to `iw1` to `sums`, or put them there if `fresh`."""
-    c = 0
-    while c < inner:
-        lanes = min(inner - c, LANES)
-        four = inner - c >= 4 * LANES
-        s = fill(src, 0)
-        s1, s2, s3 = s, s, s
-        for ih in range(ih0, ih1):
-            for iw in range(iw0, iw1):
-                i = (plane + ih * W + iw) * inner + c
-                share = fill(src, get(shares, ih * W + iw) if shared else 1)
-                if four:
-                    a, a1 = load(src, i, LANES), load(src, i + LANES, LANES)
-                    a2, a3 = load(src, i + 2 * LANES, LANES), load(src, i + 3 * LANES, LANES)
-                    if shared:
-                        a, a1, a2, a3 = a * share, a1 * share, a2 * share, a3 * share
-                    s, s1, s2, s3 = s + a, s1 + a1, s2 + a2, s3 + a3
-                else:
-                    a = load(src, i, lanes)
-                    if shared:
-                        a = a * share
-                    s = s + a
-        if not fresh:
-            s = s + load(sums, c, LANES)
-        store(sums, c, s, LANES)
-        c += LANES
-        if four:
-            if not fresh:
-                s1, s2 = s1 + load(sums, c, LANES), s2 + load(sums, c + LANES, LANES)
-                s3 = s3 + load(sums, c + 2 * LANES, LANES)
-            store(sums, c, s1, LANES)
-            store(sums, c + LANES, s2, LANES)
-            store(sums, c + 2 * LANES, s3, LANES)
-            c += 3 * LANES
 
 
 @_kernel
@@ -330,26 +328,17 @@ def add_pieces(pieces, dst, inner, oH, oW, jobs, target, areas, lo, hi):
 
 @_parallel
 def sum_windows_parallel(
-    src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, average, count, threads
+    src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, weighting, count, threads
 ):
     """Share the jobs of `sum_windows` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, average, lo, hi)
-
-
-@_parallel
-def sum_pixels_parallel(src, dst, H, W, inner, oH, oW, jobs, target, columns, weights, average, count, threads):
-    """Share the jobs of `sum_pixels` out to threads."""
-    for t in prange(threads):
-        lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_pixels(src, dst, H, W, inner, oH, oW, jobs, target, columns, weights, average, lo, hi)
+        sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, weighting, lo, hi)
 
 
 class Plan(NamedTuple):
     """How the windows of ``(H, W)`` planes are summed to ``(oH, oW)`` planes."""
 
-    kernels: tuple  # for one thread and for several
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
     units: int  # how many a plane is divided into, for threads to share out
     pieces: tuple | None  # where windows are cut: how many pieces a plane has, and how `add_pieces` adds them up
@@ -363,6 +352,8 @@ def plan(H, W, oH, oW, inner, dtype, average):
         runs = _plan_runs(H * W // oH, oH, dtype)
         if runs:
             return runs
+        if H * W <= PACK:
+            H, W, oW, oH = 1, H * W, oH, 1
     if inner == 1 and W == 1 and not average and oH % H == 0 and oH * oW <= PACK:
         H, W, oH, oW = 1, H, 1, oH * oW  # the gradient of that: each element becomes a run
 
@@ -372,7 +363,11 @@ def plan(H, W, oH, oW, inner, dtype, average):
     # Neighbouring rows with the same window are computed once.
     new = np.flatnonzero((np.diff(starts, prepend=-1) != 0) | (np.diff(ends, prepend=-1) != 0))
     starts, ends, target = starts[new], ends[new], np.append(new, oH)
-    weights = np.outer(ends - starts, widths) if average else 1 / np.outer(*map(_widths, (oH, oW), (H, W)))
+    weights = np.outer(ends - starts, widths)
+    if not average:
+        areas = np.outer(*map(_widths, (oH, oW), (H, W)))
+        average = areas.min() == areas.max()
+        weights = np.full_like(weights, areas[0, 0]) if average else 1 / areas
     rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
     counts = -(-(ends - starts) // rows)
     pieces = None
@@ -388,13 +383,14 @@ def plan(H, W, oH, oW, inner, dtype, average):
         oH = last[-1]
     heights = ends - starts
     count = len(starts)
-    if inner > 1:
-        tables = _jobs(starts, heights), target, columns, weights.astype(dtype).ravel(), average
-        return Plan((sum_pixels, sum_pixels_parallel), (H, W, inner, oH, oW, *tables), count, pieces)
+    weighting = SHARES
+    if average:
+        exact = (np.frexp(weights)[0] == 0.5).all()
+        weighting, weights = (FACTORS, 1 / weights) if exact else (AREAS, weights)
 
     packed = flat = 0
     picks, firsts, narrowest, widest, registers = _NO_PICKS
-    if widths.max() <= NARROW:
+    if inner == 1 and widths.max() <= NARROW:
         at, wide = columns[0], widths > widths.min()
         elements = max(H * W, oH * oW, count * W)
         if pieces is None and elements <= PACK:
@@ -412,9 +408,8 @@ def plan(H, W, oH, oW, inner, dtype, average):
         picks, firsts, registers = _picks(at, wide)
     shape = np.array([packed, flat, count, heights.max(), narrowest, widest, registers])
     weights = np.append(weights, np.ones(LANES)).astype(dtype)
-    tables = _jobs(starts, heights), target, columns, picks, firsts, shape, weights, average
-    kernels = sum_windows, sum_windows_parallel
-    return Plan(kernels, (H, W, inner, oH, oW, *tables), 1 if packed else count, pieces)
+    tables = _jobs(starts, heights), target, columns, picks, firsts, shape, weights, weighting
+    return Plan((H, W, inner, oH, oW, *tables), 1 if packed else count, pieces)
 
 
 _NO_PICKS = np.zeros((2, 0), np.int32), np.zeros(0, np.int64), 0, 0, 0
@@ -433,8 +428,8 @@ def _plan_runs(length, runs, dtype):
         pieces = runs * cuts, jobs, np.arange(runs + 1), np.full(runs, length, dtype)
     picks, firsts, *_ = _NO_PICKS
     area = np.full(1, 1 if pieces else length, dtype)
-    tables = firsts, firsts, np.stack([firsts, firsts]), picks, firsts, np.array([1, 1, 1, 1, 0, 0, 0]), area, True
-    return Plan((sum_windows, sum_windows_parallel), (1, length // cuts, 1, 1, 1, *tables), runs * cuts, pieces)
+    tables = firsts, firsts, np.stack([firsts, firsts]), picks, firsts, np.array([1, 1, 1, 1, 0, 0, 0]), area, AREAS
+    return Plan((1, length // cuts, 1, 1, 1, *tables), runs * cuts, pieces)
 
 
 def _widths(size, windows):
@@ -467,16 +462,20 @@ def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
 
 def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
     # Planes whose windows are runs of memory are planes of one row.
-    kernels, arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
+    arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
     count = planes * units
-    threads = min(threads, count, 1 + planes * inner * max(H * W, oH * oW) // GRAIN)
+    elements = planes * inner * (H * W + oH * oW)
+    if elements >= 2 * GRAIN and threads > 1 and count > 1:
+        threads = min(threads, count, elements // GRAIN)
+    else:
+        threads = 1
     if pieces is None:
-        run(*kernels, (src, dst, *arguments), count, threads)
+        run(sum_windows, sum_windows_parallel, (src, dst, *arguments), count, threads)
         return
     size, jobs, target, areas = pieces
     sums = np.empty(planes * size, areas.dtype)
-    run(*kernels, (src, sums, *arguments), count, threads)
+    run(sum_windows, sum_windows_parallel, (src, sums, *arguments), count, threads)
     add_pieces(sums, dst, inner, oH, oW, jobs, target, areas, 0, planes * (target.size - 1))
 
 
-keep_compiled(sum_windows, sum_windows_parallel, sum_pixels, sum_pixels_parallel, add_pieces)
+keep_compiled(sum_windows, sum_windows_parallel, add_pieces)
