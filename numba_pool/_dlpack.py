@@ -70,18 +70,17 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
     """
     try:
         memory = np.empty(math.prod(shape), _ARRAY_DTYPES[dtype])
-        array = memory.reshape(shape)
+        if channels_last:
+            N, C, H, W = shape
+            array = memory.reshape(N, H, W, C).transpose(0, 3, 1, 2)
+        else:
+            array = memory.reshape(shape)
     except (MemoryError, ValueError) as error:
         raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
-    if not channels_last and dtype is not torch.bfloat16:
-        array = array.view(np.float16) if dtype is torch.float16 else array
-        return _from_capsule(array.__dlpack__()), memory
-    storage = from_dlpack(memory.view(np.int16) if dtype.itemsize == 2 else memory).untyped_storage()
-    strides: tuple[int, ...]
-    if channels_last:
-        _, C, H, W = shape
-        strides = (C * H * W, 1, W * C, C)
-    else:
-        strides = tuple(math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))
-    # Not a view of another tensor, which autograd would refuse to change in place.
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides), memory
+    if dtype is torch.bfloat16:
+        # Not a view of another tensor, which autograd would refuse to change in place.
+        storage = from_dlpack(memory.view(np.int16)).untyped_storage()
+        strides = [stride // memory.itemsize for stride in array.strides]
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides), memory
+    array = array.view(np.float16) if dtype is torch.float16 else array
+    return _from_capsule(array.__dlpack__()), memory

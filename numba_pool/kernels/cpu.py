@@ -45,8 +45,8 @@ SHARES, AREAS, FACTORS = 0, 1, 2
 # Long rows are added this many at a time: as few streams of memory as the hardware follows.
 ROWS = 8
 
-# Additions in a row
-CHAIN = 64
+# The pixels of a wide window are added this many in a row, and then their sums: a chain of additions stays short.
+CHAIN = 16
 
 # The row sums that wait for their windows, in elements: few enough to stay in a core's first-level cache.
 SLAB = 1024
@@ -110,9 +110,8 @@ def sum_rows(src, plane, W, jobs, j, n, sums):
         first = plane + get(jobs, 2 * (j + r)) * W
         height = get(jobs, 2 * (j + r) + 1)
         to = r * W
-        group = height if W <= 4 * LANES else min(height, ROWS)
-        for d in range(0, height, group):
-            rows = min(group, height - d)
+        for d in range(0, height, ROWS):
+            rows = min(ROWS, height - d)
             begin = first + d * W
             end = begin + (rows - 1) * W + LANES
             for i in range(0, W, LANES):
@@ -223,10 +222,13 @@ def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, t
             at = row + ow * inner
             c = 0
             while c + 4 * LANES <= inner:
-                s0, s1, s2, s3 = load4(sums, first + c)
-                for d in range(1, kw):
-                    a0, a1, a2, a3 = load4(sums, first + d * inner + c)
-                    s0, s1, s2, s3 = s0 + a0, s1 + a1, s2 + a2, s3 + a3
+                s0 = s1 = s2 = s3 = fill(sums, 0)
+                for start in range(0, kw, CHAIN):
+                    t0, t1, t2, t3 = load4(sums, first + start * inner + c)
+                    for d in range(start + 1, min(start + CHAIN, kw)):
+                        a0, a1, a2, a3 = load4(sums, first + d * inner + c)
+                        t0, t1, t2, t3 = t0 + a0, t1 + a1, t2 + a2, t3 + a3
+                    s0, s1, s2, s3 = s0 + t0, s1 + t1, s2 + t2, s3 + t3
                 if weighting == AREAS:
                     s0, s1, s2, s3 = s0 / weight, s1 / weight, s2 / weight, s3 / weight
                 elif weighting == FACTORS:
@@ -237,7 +239,9 @@ def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, t
                 store(dst, at + c + 3 * LANES, s3, LANES)
                 c += 4 * LANES
             while c < inner:
-                s = add_rows(sums, first + c, inner, kw, LANES)
+                s = fill(sums, 0)
+                for start in range(0, kw, CHAIN):
+                    s = s + add_rows(sums, first + start * inner + c, inner, min(CHAIN, kw - start), LANES)
                 if weighting == AREAS:
                     s = s / weight
                 elif weighting == FACTORS:
