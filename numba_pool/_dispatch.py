@@ -21,7 +21,7 @@ def is_channels_last(tensor: Tensor) -> bool:
     N, C, H, W = tensor.shape
     n, c, h, w = tensor.stride()
     # Each stride spans the axes within it; where only the channels count, the tensor is contiguous too, and is so.
-    return 0 < c and C * c <= w and W * w <= h and H * h <= n and H * h != c and N * C * H * W > 0
+    return c > 0 and C * c <= w and W * w <= h and H * h <= n and H * h != c and N * C * H * W > 0
 
 
 def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:

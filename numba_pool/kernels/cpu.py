@@ -1,18 +1,22 @@
 """The CPU kernels: flat arrays in, flat arrays filled.
 
 Both directions are one computation, the sum over windows.
-The forward sums the windows of the input, then divides each sum by its window's area.
-The backward first multiplies each gradient by its share, one over its window's area, then sums, for every element of
-the input, over the outputs whose windows hold it; these form a window too, by the same formula with the sizes' roles
-swapped.
+The forward sums the windows of the input and divides each sum by its window's area.
+The backward sums, for every element of the input, over the outputs whose windows hold it; these form a window too, by
+the same formula with the sizes' roles swapped.
+There each gradient counts by its share, one over the area of its window.
 
 So a kernel speaks of `src` and `dst`, whatever the direction: flat views of contiguous memory, ``(planes, H, W,
 inner)`` and ``(planes, oH, oW, inner)``.
 A contiguous tensor has ``planes = N * C`` and ``inner = 1``, a channels_last one ``planes = N`` and ``inner = C``.
 
+Rows come first: the rows of a window are added up element by element, which needs no tables and reads memory in its
+order.
+Then the columns of the sums, which lie in the first-level cache.
+
 Work comes in jobs.
-A job is a run of whole rows of one plane, ``top[j]`` up to ``bottom[j]``, that is summed into the rows ``target[j]``
-up to ``target[j + 1]`` of `dst`: several, where neighbouring outputs have the same window.
+Job `j` adds up the rows ``top[j]`` to ``top[j] + height[j]`` of a plane, for the rows ``target[j]`` to
+``target[j + 1]`` of `dst`: several, where neighbouring outputs have the same window.
 Jobs are independent, and each one's order of summation depends on the sizes alone; threads share them out as they like.
 """
 
@@ -32,35 +36,151 @@ from .simd import LANES, fill, get, load, pick, put, rolled, scratch, store, tot
 PIECE = 4096
 PIECE_ROWS = 128
 
-# Windows this narrow are summed for all positions of a row together, sixteen at a time; wider ones one by one.
-NARROW = 8
-
-# Small planes are worked on several at a time, up to this many elements.
-PACK = 2048
-
-# When the sums are weighted: each element before by its share, one over the area of its window; or the sums after,
-# divided by the areas of their windows, or multiplied by one over these, where that is the same number.
-SHARES, AREAS, FACTORS = 0, 1, 2
-
-# Long rows are added this many at a time: as few streams of memory as the hardware follows.
+# Rows are added this many at a time: more would be more streams of memory than the hardware foresees.
 ROWS = 8
 
-# The pixels of a wide window are added this many in a row, and then their sums: a chain of additions stays short.
-CHAIN = 16
+# Pixels of a wide window are added this many at a time, for the same short chains.
+PIXELS = 16
+
+# Windows this narrow are summed sixteen at a time, wider ones one by one.
+NARROW = 8
 
 # The row sums that wait for their windows, in elements: few enough to stay in a core's first-level cache.
 SLAB = 1024
 
-# The pixels that are added in registers, for one block of channels after the other: few enough to stay in that cache,
-# too.
-TILE = 4096
+# Planes of fewer elements are worked on together, up to this many elements: what is done once for a row or a plane,
+# rather than for an element, is most of their cost.
+PACK = 2048
 
 # Elements per thread below which a second thread costs more than it gains.
 GRAIN = 16384
 
+# How sums become results. SHARES: each element of `src` is multiplied by its share before it is added.
+# AREAS: the sum is divided by the window's area. FACTORS: it is multiplied by one over the area, a power of two, where
+# this is the same number and costs less.
+SHARES, AREAS, FACTORS = 0, 1, 2
+
+# Without wrappers for other callers, which take half the compile time.
 _inline = njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _kernel = njit(nogil=True, error_model="numpy")
 _parallel = njit(nogil=True, error_model="numpy", parallel=True)
+
+
+@_inline
+def read(src, i, n):
+    """Return sixteen elements of `src`, or the first `n` and zeros; a mask is not for free."""
+    return load(src, i, LANES) if n >= LANES else load(src, i, n)
+
+
+@_inline
+def write(dst, i, s, n):
+    """Set sixteen elements of `dst`, or the first `n`."""
+    if n >= LANES:
+        store(dst, i, s, LANES)
+    else:
+        store(dst, i, s, n)
+
+
+@_inline
+def weigh(s, weight, weighting):
+    """Return the result that a sum becomes."""
+    if weighting == AREAS:
+        return s / weight
+    if weighting == FACTORS:
+        return s * weight
+    return s
+
+
+@_inline
+def copy(src, i, dst, to, n):
+    """Set ``dst[to:][:n]`` to ``src[i:][:n]``."""
+    for k in range(0, n, LANES):
+        write(dst, to + k, read(src, i + k, n - k), n - k)
+
+
+@_inline
+def add_rows(src, i, W, height, lanes):
+    """Return the sum, for sixteen columns from element `i` on, of `height` rows of `W` elements.
+
+    From lane `lanes` on, zeros, and memory is not read there.
+    """
+    s = load(src, i, lanes)
+    end = i + height * W
+    i += W
+    while i < end:
+        s = s + load(src, i, lanes)
+        i += W
+    return s
+
+
+@_inline
+def sum_rows(src, plane, W, jobs, j, n, sums):
+    """Add up the rows of `n` jobs from `j` on, and line up the sums, `W` elements each, in `sums`.
+
+    A block of sixteen columns is summed in a register.
+    Its lanes past a row's end hold what memory has there, and no window takes them.
+    """
+    top, height = jobs
+    for r in range(n):
+        for d in range(0, get(height, j + r), ROWS):
+            rows = min(ROWS, get(height, j + r) - d)
+            first = plane + (get(top, j + r) + d) * W
+            last = first + (rows - 1) * W
+            for i in range(0, W, LANES):
+                if last + i + LANES <= src.size:
+                    s = add_rows(src, first + i, W, rows, LANES)
+                else:
+                    s = add_rows(src, first + i, W, rows, W - i)
+                if d > 0:
+                    s = s + load(sums, r * W + i, LANES)
+                store(sums, r * W + i, s, LANES)
+
+
+@_inline
+def scale(src, first, n, inner, shares, p, scaled):
+    """Set ``scaled[: n * inner]`` to `n` pixels of `src`, multiplied by their `shares`, which start at `p`."""
+    if inner == 1:
+        for i in range(0, n, LANES):
+            store(scaled, i, read(src, first + i, n - i) * load(shares, p + i, LANES), LANES)
+    else:
+        for pixel in range(n):
+            share = fill(scaled, get(shares, p + pixel))
+            for c in range(0, inner, LANES):
+                i = pixel * inner + c
+                store(scaled, i, read(src, first + i, inner - c) * share, LANES)
+
+
+@_inline
+def pick_windows(sums, W, picks, shape, weights, weighting, j, n, target, dst, to, length):
+    """Sum narrow windows, `length` of them for each of `n` rows of `sums`, sixteen at a time.
+
+    Windows of an axis have one width or two, one apart.
+    So sums of the narrower width are made for sixteen positions in a row, for as many `registers` as sixteen windows
+    span, and each lane picks the one where its window starts; then, if its window is wide, the element that follows.
+    """
+    first, start, wide_start = picks
+    _, _, _, _, narrowest, widest, registers = shape
+    for r in range(n):
+        row = to + get(target, j + r) * length
+        for k in range(0, length, LANES):
+            a = r * W + get(first, k)
+            s = fill(sums, 0)
+            for q in range(0, registers * LANES, LANES):
+                t = load(sums, a + q, LANES)
+                for d in range(1, narrowest):
+                    t = t + load(sums, a + q + d, LANES)
+                s = pick(s, t, start, k, q)
+            if widest > narrowest:
+                t = fill(sums, 0)
+                for q in range(0, registers * LANES, LANES):
+                    t = pick(t, load(sums, a + q + narrowest, LANES), wide_start, k, q)
+                s = s + t
+            if weighting != SHARES:
+                s = weigh(s, load(weights, (j + r) * length + k, LANES), weighting)
+            write(dst, row + k, s, length - k)
+        # Rows with the same window are copies of the first.
+        for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
+            copy(dst, row, dst, to + oh * length, length)
 
 
 @_inline
@@ -83,317 +203,196 @@ def span(src, first, n):
 
 
 @_inline
-def add_rows(src, i, W, height, lanes):
-    """Return the sum, for sixteen columns from element `i` on, of `height` rows of `W` elements.
-
-    From lane `lanes` on, zeros, and memory is not read there.
-    """
-    s = load(src, i, lanes)
-    end = i + height * W
-    i += W
-    while i < end:
-        s = s + load(src, i, lanes)
-        i += W
-    return s
-
-
-@_inline
-def sum_rows(src, plane, W, jobs, j, n, sums):
-    """Add up the rows of `n` jobs from `j` on, and line up the sums, `W` elements each, in `sums`.
-
-    Short columns are summed in a register, sixteen of them side by side; lanes past a row's end hold what comes there,
-    and no window takes them.
-    Of many long rows, one after the other is added to `sums`, so that memory is read in its order, which the hardware
-    foresees.
-    """
-    for r in range(n):
-        first = plane + get(jobs, 2 * (j + r)) * W
-        height = get(jobs, 2 * (j + r) + 1)
-        to = r * W
-        for d in range(0, height, ROWS):
-            rows = min(ROWS, height - d)
-            begin = first + d * W
-            end = begin + (rows - 1) * W + LANES
-            for i in range(0, W, LANES):
-                if end + i <= src.size:
-                    s = add_rows(src, begin + i, W, rows, LANES)
-                else:
-                    s = add_rows(src, begin + i, W, rows, W - i)
-                if d > 0:
-                    s = s + load(sums, to + i, LANES)
-                store(sums, to + i, s, LANES)
-
-
-@_inline
-def scale(src, first, n, inner, shares, p, scaled):
-    """Set ``scaled[: n * inner]`` to `n` pixels of `src`, each multiplied by its own of the `shares` from `p` on."""
-    if inner == 1:
-        for i in range(0, n, LANES):
-            lanes = min(n - i, LANES)
-            s = load(src, first + i, LANES) if lanes == LANES else load(src, first + i, lanes)
-            store(scaled, i, s * load(shares, p + i, LANES), LANES)
-    else:
-        for pixel in range(n):
-            share = fill(scaled, get(shares, p + pixel))
-            for c in range(0, inner, LANES):
-                i = pixel * inner + c
-                s = load(src, first + i, LANES) if first + i + LANES <= src.size else load(src, first + i, inner - c)
-                store(scaled, i, s * share, LANES)
-
-
-@_inline
-def copy(src, at, dst, to, n):
-    """Set ``dst[to:][:n]`` to ``src[at:][:n]``; only the last few elements need a mask, which costs."""
-    full = n // LANES * LANES
-    for i in range(0, full, LANES):
-        store(dst, to + i, load(src, at + i, LANES), LANES)
-    if full < n:
-        store(dst, to + full, load(src, at + full, n - full), n - full)
-
-
-@_inline
-def pick_windows(sums, W, picks, first, narrowest, widest, registers, weights, weighting, j, runs, target, dst, to, length):
-    """Sum the narrow windows of `sums`, sixteen at a time."""
-    index, extra = picks
-    for r in range(runs):
-        row = to + get(target, j + r) * length
-        for k in range(0, length, LANES):
-            a = r * W + get(first, k // LANES)
-            s = fill(sums, 0)
-            for q in range(0, registers * LANES, LANES):
-                t = load(sums, a + q, LANES)
-                for d in range(1, narrowest):
-                    t = t + load(sums, a + q + d, LANES)
-                s = pick(s, t, index, k, q)
-            if widest > narrowest:
-                t = fill(sums, 0)
-                for q in range(0, registers * LANES, LANES):
-                    t = pick(t, load(sums, a + q + narrowest, LANES), extra, k, q)
-                s = s + t
-            if weighting == AREAS:
-                s = s / load(weights, (j + r) * length + k, LANES)
-            elif weighting == FACTORS:
-                s = s * load(weights, (j + r) * length + k, LANES)
-            if k + LANES <= length:
-                store(dst, row + k, s, LANES)
-            else:
-                store(dst, row + k, s, length - k)
-        # Rows with the same window are copies of the first.
-        for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
-            copy(dst, row, dst, to + oh * length, length)
-
-
-@_inline
-def span_windows(sums, W, columns, weights, weighting, j, runs, target, dst, to, length):
-    """Sum the wide windows of `sums`, one after the other."""
+def span_windows(sums, W, columns, weights, weighting, j, n, target, dst, to, oW):
+    """Sum wide windows, `oW` of them for each of `n` rows of `sums`, one after the other."""
     starts, ends = columns
-    for r in range(runs):
-        for oh in range(get(target, j + r), get(target, j + r + 1)):
-            for ow in range(length):
-                s = span(sums, r * W + get(starts, ow), get(ends, ow) - get(starts, ow))
-                if weighting == AREAS:
-                    s /= get(weights, (j + r) * length + ow)
-                elif weighting == FACTORS:
-                    s *= get(weights, (j + r) * length + ow)
-                put(dst, to + oh * length + ow, s)
-
-
-@_inline
-def load4(src, i):
-    """Return 64 elements of `src` from `i` on, in four registers."""
-    return (
-        load(src, i, LANES),
-        load(src, i + LANES, LANES),
-        load(src, i + 2 * LANES, LANES),
-        load(src, i + 3 * LANES, LANES),
-    )
+    for r in range(n):
+        for ow in range(oW):
+            s = span(sums, r * W + get(starts, ow), get(ends, ow) - get(starts, ow))
+            if weighting != SHARES:
+                s = weigh(s, get(weights, (j + r) * oW + ow), weighting)
+            for oh in range(get(target, j + r), get(target, j + r + 1)):
+                put(dst, to + oh * oW + ow, s)
 
 
 @_inline
 def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, to, oW):
-    """Sum the windows of `sums`, where a pixel is `inner` channels, sixteen channels at a time."""
+    """Sum windows of pixels, `oW` of them for each of `n` rows of `sums`; a pixel is `inner` channels.
+
+    Four registers hold the sums of 64 channels, because each waits for its last addition.
+    """
     starts, ends = columns
     for r in range(n):
         row = to + get(target, j + r) * oW * inner
         for ow in range(oW):
             kw = get(ends, ow) - get(starts, ow)
-            weight = fill(sums, 1 if weighting == SHARES else get(weights, (j + r) * oW + ow))
             first = (r * W + get(starts, ow)) * inner
+            weight = fill(sums, 1 if weighting == SHARES else get(weights, (j + r) * oW + ow))
             at = row + ow * inner
             c = 0
             while c + 4 * LANES <= inner:
                 s0 = s1 = s2 = s3 = fill(sums, 0)
-                for start in range(0, kw, CHAIN):
-                    t0, t1, t2, t3 = load4(sums, first + start * inner + c)
-                    for d in range(start + 1, min(start + CHAIN, kw)):
-                        a0, a1, a2, a3 = load4(sums, first + d * inner + c)
-                        t0, t1, t2, t3 = t0 + a0, t1 + a1, t2 + a2, t3 + a3
+                for start in range(0, kw, PIXELS):
+                    t0 = t1 = t2 = t3 = fill(sums, 0)
+                    for d in range(start, min(start + PIXELS, kw)):
+                        a = first + d * inner + c
+                        t0, t1 = t0 + load(sums, a, LANES), t1 + load(sums, a + LANES, LANES)
+                        t2, t3 = t2 + load(sums, a + 2 * LANES, LANES), t3 + load(sums, a + 3 * LANES, LANES)
                     s0, s1, s2, s3 = s0 + t0, s1 + t1, s2 + t2, s3 + t3
-                if weighting == AREAS:
-                    s0, s1, s2, s3 = s0 / weight, s1 / weight, s2 / weight, s3 / weight
-                elif weighting == FACTORS:
-                    s0, s1, s2, s3 = s0 * weight, s1 * weight, s2 * weight, s3 * weight
-                store(dst, at + c, s0, LANES)
-                store(dst, at + c + LANES, s1, LANES)
-                store(dst, at + c + 2 * LANES, s2, LANES)
-                store(dst, at + c + 3 * LANES, s3, LANES)
+                store(dst, at + c, weigh(s0, weight, weighting), LANES)
+                store(dst, at + c + LANES, weigh(s1, weight, weighting), LANES)
+                store(dst, at + c + 2 * LANES, weigh(s2, weight, weighting), LANES)
+                store(dst, at + c + 3 * LANES, weigh(s3, weight, weighting), LANES)
                 c += 4 * LANES
             while c < inner:
                 s = fill(sums, 0)
-                for start in range(0, kw, CHAIN):
-                    s = s + add_rows(sums, first + start * inner + c, inner, min(CHAIN, kw - start), LANES)
-                if weighting == AREAS:
-                    s = s / weight
-                elif weighting == FACTORS:
-                    s = s * weight
-                if c + LANES <= inner:
-                    store(dst, at + c, s, LANES)
-                else:
-                    store(dst, at + c, s, inner - c)
+                for start in range(0, kw, PIXELS):
+                    s = s + add_rows(sums, first + start * inner + c, inner, min(PIXELS, kw - start), LANES)
+                write(dst, at + c, weigh(s, weight, weighting), inner - c)
                 c += LANES
         for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
             copy(dst, row, dst, to + oh * oW * inner, oW * inner)
 
 
 @_kernel
-def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, weighting, lo, hi):
-    """Sum the windows of the units `lo` to `hi`, contiguous layout."""
+def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, shape, weights, weighting, lo, hi):
+    """Sum the windows of the units of work `lo` to `hi`: runs of memory, small planes or jobs, as the plan says."""
     rolled()
-    packed, flat, count, tallest, narrowest, widest, registers = shape
-    average = weighting != SHARES
-    if flat and widest == 0:
+    packed, flat, count, tallest, _, widest, registers = shape
+    if flat > 0 and widest == 0:
         # The windows are equal runs of memory, one after the other.
         for i in range(lo, hi):
             put(dst, i, span(src, i * W, W) / get(weights, 0))
         return
 
     pitch = W * inner
-    slab = packed if packed > 0 else max(1, SLAB // (pitch if average else pitch * tallest))
+    slab = packed if packed > 0 else max(1, SLAB // (pitch * tallest if weighting == SHARES else pitch))
     slab = min(slab, hi - lo)
     slack = (registers + 4) * LANES
-    sums = scratch(src, (slab * count if packed else slab) * pitch + slack)
-    scaled = scratch(src, 0 if average else slab * (H if packed > 0 else tallest) * pitch + slack)
+    sums = scratch(src, slab * max(1, packed and count) * pitch + slack)
+    scaled = scratch(src, slab * (H if packed > 0 else tallest) * pitch + slack if weighting == SHARES else 0)
     while lo < hi:
         if packed > 0:
-            # Whole planes: their sums are in a row, and so are their windows.
+            # Whole planes: their row sums lie in a row, and so do their windows.
             plane, j, n = lo, 0, min(slab, hi - lo)
-            rows, width = (1, n * H * pitch) if flat else (n * count, pitch)
-            runs, length = 1, n * oH * oW
-            begin, end = 0, n * H * W
+            rows, length = (1, n * H * pitch) if flat > 0 else (n * count, pitch)
+            lines, windows = 1, n * oH * oW
+            begin, end = 0, n * H
         else:
-            # Rows of one plane.
             plane, j = lo // count, lo % count
             n = min(slab, hi - lo, count - j)
-            rows, width = n, pitch
-            runs, length = n, oW
-            begin = get(jobs, 2 * j) * W
-            end = (get(jobs, 2 * (j + n - 1)) + get(jobs, 2 * (j + n - 1) + 1)) * W
-        if average:
-            sum_rows(src, plane * H * pitch, width, jobs, j, rows, sums)
+            rows, length = n, pitch
+            lines, windows = n, oW
+            begin, end = jobs[0, j], jobs[0, j + n - 1] + jobs[1, j + n - 1]
+        if weighting == SHARES:
+            scale(src, (plane * H + begin) * pitch, (end - begin) * W, inner, weights, begin * W, scaled)
+            sum_rows(scaled, -begin * pitch, length, jobs, j, rows, sums)
         else:
-            scale(src, plane * H * pitch + begin * inner, end - begin, inner, weights, begin, scaled)
-            sum_rows(scaled, -begin * inner, width, jobs, j, rows, sums)
+            sum_rows(src, plane * H * pitch, length, jobs, j, rows, sums)
         to = plane * oH * oW * inner
         if inner > 1:
-            sum_pixels(sums, W, inner, columns, weights, weighting, j, runs, target, dst, to, oW)
+            sum_pixels(sums, W, inner, columns, weights, weighting, j, lines, target, dst, to, windows)
         elif widest > 0:
-            pick_windows(
-                sums, W, picks, firsts, narrowest, widest, registers, weights, weighting, j, runs, target, dst, to, length
-            )
+            pick_windows(sums, W, picks, shape, weights, weighting, j, lines, target, dst, to, windows)
         else:
-            span_windows(sums, W, columns, weights, weighting, j, runs, target, dst, to, length)
+            span_windows(sums, W, columns, weights, weighting, j, lines, target, dst, to, windows)
         lo += n
-
-
-@_kernel
-def add_pieces(pieces, dst, inner, oH, oW, jobs, target, areas, lo, hi):
-    """Add up the pieces ``top[j]`` to ``bottom[j]`` of every window, and divide by the window's area.
-
-    The sum is kept in float64: there is one addition for `PIECE` elements.
-    """
-    count = target.size - 1
-    rows = jobs[2 * count - 2] + jobs[2 * count - 1]
-    length = oW * inner
-    j = lo % count
-    plane = lo // count
-    for _ in range(lo, hi):
-        for i in range(length):
-            s = 0.0
-            for piece in range(jobs[2 * j], jobs[2 * j] + jobs[2 * j + 1]):
-                s += get(pieces, (plane * rows + piece) * length + i)
-            s /= get(areas, j * oW + i // inner)
-            for oh in range(target[j], target[j + 1]):
-                put(dst, (plane * oH + oh) * length + i, s)
-        j += 1
-        if j == count:
-            j = 0
-            plane += 1
 
 
 @_parallel
 def sum_windows_parallel(
-    src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, weighting, count, threads
+    src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, shape, weights, weighting, count, threads
 ):
-    """Share the jobs of `sum_windows` out to threads."""
+    """Share the work of `sum_windows` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, firsts, shape, weights, weighting, lo, hi)
+        sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, shape, weights, weighting, lo, hi)
+
+
+@_kernel
+def add_pieces(pieces, dst, planes, inner, oH, oW, rows, jobs, target, areas):
+    """Add up the pieces of every window, and divide by its area.
+
+    The sum is kept in float64: there is one addition for `PIECE` elements.
+    """
+    top, height = jobs
+    length = oW * inner
+    for plane in range(planes):
+        for j in range(top.size):
+            for i in range(length):
+                s = 0.0
+                for piece in range(top[j], top[j] + height[j]):
+                    s += get(pieces, (plane * rows + piece) * length + i)
+                s /= get(areas, j * oW + i // inner)
+                for oh in range(target[j], target[j + 1]):
+                    put(dst, (plane * oH + oh) * length + i, s)
 
 
 class Plan(NamedTuple):
     """How the windows of ``(H, W)`` planes are summed to ``(oH, oW)`` planes."""
 
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
-    units: int  # how many a plane is divided into, for threads to share out
-    pieces: tuple | None  # where windows are cut: how many pieces a plane has, and how `add_pieces` adds them up
+    units: int  # of work, in one plane
+    pieces: tuple | None  # where windows are cut: how many rows of pieces, and what `add_pieces` gets
+
+
+class Picks(NamedTuple):
+    """Where sixteen windows after sixteen start, in the row sums."""
+
+    first: np.ndarray  # int64, (windows, up to full lanes): the first start of a window's sixteen
+    start: np.ndarray  # int32, likewise: each one's own start, counted from there
+    wide_start: np.ndarray  # int32, likewise for the wide windows, -1 for the others
 
 
 @lru_cache(maxsize=1024)
 def plan(H, W, oH, oW, inner, dtype, average):
     """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
     dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    if inner == 1 and oW == 1 and average and H % oH == 0:
+    if inner == 1 and average and oW == 1 and H % oH == 0 and H // oH * W > NARROW:
         runs = _plan_runs(H * W // oH, oH, dtype)
         if runs:
             return runs
-        if H * W <= PACK:
-            H, W, oW, oH = 1, H * W, oH, 1
-    if inner == 1 and W == 1 and not average and oH % H == 0 and oH * oW <= PACK:
-        H, W, oH, oW = 1, H, 1, oH * oW  # the gradient of that: each element becomes a run
+    if inner == 1 and H * W <= PACK and oH * oW <= PACK:
+        # Windows that are runs of memory, and elements that become one: the same as planes of one row.
+        if oW == 1 and H % oH == 0:
+            H, W, oH, oW = 1, H * W, 1, oH
+        elif W == 1 and oH % H == 0:
+            H, W, oH, oW = 1, H, 1, oH * oW
 
-    starts, ends = pooling_windows(H, oH)
+    tops, bottoms = pooling_windows(H, oH)
     columns = np.stack(pooling_windows(W, oW))
     widths = columns[1] - columns[0]
     # Neighbouring rows with the same window are computed once.
-    new = np.flatnonzero((np.diff(starts, prepend=-1) != 0) | (np.diff(ends, prepend=-1) != 0))
-    starts, ends, target = starts[new], ends[new], np.append(new, oH)
-    weights = np.outer(ends - starts, widths)
-    if not average:
-        areas = np.outer(*map(_widths, (oH, oW), (H, W)))
-        average = areas.min() == areas.max()
-        weights = np.full_like(weights, areas[0, 0]) if average else 1 / areas
-    rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
-    counts = -(-(ends - starts) // rows)
+    new = np.flatnonzero((np.diff(tops, prepend=-1) != 0) | (np.diff(bottoms, prepend=-1) != 0))
+    tops, bottoms, target = tops[new], bottoms[new], np.append(new, oH)
+    if average:
+        weighting, weights = AREAS, np.outer(bottoms - tops, widths)
+    else:
+        areas = np.outer(*(np.subtract(*reversed(pooling_windows(*sizes))) for sizes in ((oH, H), (oW, W))))
+        if areas.min() == areas.max():
+            weighting, weights = AREAS, np.full((len(new), oW), areas[0, 0])
+        else:
+            weighting, weights = SHARES, 1 / areas
+
     pieces = None
+    rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
+    counts = -(-(bottoms - tops) // rows)
     if counts.max() > 1:
         last = np.cumsum(counts)
-        areas = weights if average else np.ones((len(new), oW))
-        pieces = last[-1] * oW * inner, _jobs(last - counts, counts), target, areas.astype(dtype).ravel()
+        areas = weights if weighting == AREAS else np.ones((len(new), oW))
+        pieces = int(last[-1]), oW, (np.stack([last - counts, counts]), target, areas.astype(dtype).ravel())
         nth = np.arange(last[-1]) - np.repeat(last - counts, counts)
-        starts = np.repeat(starts, counts) + nth * rows
-        ends = np.minimum(starts + rows, np.repeat(ends, counts))
+        tops = np.repeat(tops, counts) + nth * rows
+        bottoms = np.minimum(tops + rows, np.repeat(bottoms, counts))
         target = np.arange(last[-1] + 1)
-        weights = np.ones((last[-1], oW)) if average else weights
-        oH = last[-1]
-    heights = ends - starts
-    count = len(starts)
-    weighting = SHARES
-    if average:
-        exact = (np.frexp(weights)[0] == 0.5).all()
-        weighting, weights = (FACTORS, 1 / weights) if exact else (AREAS, weights)
+        oH = int(last[-1])
+        weights = np.ones((oH, oW)) if weighting == AREAS else weights
+    if weighting == AREAS and (np.frexp(weights)[0] == 0.5).all():
+        weighting, weights = FACTORS, 1 / weights
 
+    count, heights = len(tops), bottoms - tops
     packed = flat = 0
-    picks, firsts, narrowest, widest, registers = _NO_PICKS
+    picks, narrow = _NO_PICKS, (0, 0, 0)
     if inner == 1 and widths.max() <= NARROW:
         at, wide = columns[0], widths > widths.min()
         elements = max(H * W, oH * oW, count * W)
@@ -401,56 +400,51 @@ def plan(H, W, oH, oW, inner, dtype, average):
             packed = PACK // elements
             flat = int(count == H and heights.max() == 1)
             repeats = np.diff(target)
-            at = np.repeat(np.arange(count), repeats)[:, None] * W + at
-            at = (np.arange(packed)[:, None] * count * W + at.ravel()).ravel()
+            at = (np.repeat(np.arange(count), repeats)[:, None] * W + at).ravel()
+            at = _tile(at, packed, count * W)
             wide = np.tile(wide, oH * packed)
-            weights = np.tile(np.repeat(weights, repeats, axis=0) if average else weights, (packed, 1))
-            starts = (np.arange(packed)[:, None] * H + starts).ravel()
-            heights = np.tile(heights, packed)
+            weights = np.tile(weights if weighting == SHARES else np.repeat(weights, repeats, axis=0), (packed, 1))
+            tops, heights = _tile(tops, packed, H), np.tile(heights, packed)
             target = np.array([0, 1])
-        narrowest, widest = widths.min(), widths.max()
-        picks, firsts, registers = _picks(at, wide)
-    shape = np.array([packed, flat, count, heights.max(), narrowest, widest, registers])
-    weights = np.append(weights, np.ones(LANES)).astype(dtype)
-    tables = _jobs(starts, heights), target, columns, picks, firsts, shape, weights, weighting
+        picks, registers = _picks(at, wide)
+        narrow = int(widths.min()), int(widths.max()), registers
+    shape = np.array([packed, flat, count, heights.max(), *narrow])
+    weights = np.append(weights, np.ones(LANES)).astype(dtype)  # as many as full lanes read
+    tables = np.stack([tops, heights]), target, columns, picks, shape, weights, weighting
     return Plan((H, W, inner, oH, oW, *tables), 1 if packed else count, pieces)
 
 
-_NO_PICKS = np.zeros((2, 0), np.int32), np.zeros(0, np.int64), 0, 0, 0
-
-
 def _plan_runs(length, runs, dtype):
-    """Return the plan for windows that are equal runs of memory, or None where that has no advantage."""
-    if length <= NARROW:
-        return None
+    """Return the plan for windows that are equal runs of memory, or None if they are long and cannot be cut equally."""
     cuts = next(cuts for cuts in range(-(-length // PIECE), length + 1) if length % cuts == 0)
     if cuts > 1 and length // cuts < PIECE // 8:
         return None
     pieces = None
     if cuts > 1:
-        jobs = _jobs(np.arange(runs) * cuts, np.full(runs, cuts))
-        pieces = runs * cuts, jobs, np.arange(runs + 1), np.full(runs, length, dtype)
-    picks, firsts, *_ = _NO_PICKS
-    area = np.full(1, 1 if pieces else length, dtype)
-    tables = firsts, firsts, np.stack([firsts, firsts]), picks, firsts, np.array([1, 1, 1, 1, 0, 0, 0]), area, AREAS
+        jobs = np.stack([np.arange(runs) * cuts, np.full(runs, cuts)])
+        pieces = runs * cuts, 1, (jobs, np.arange(runs + 1), np.full(runs, length, dtype))
+    no_jobs, no_target = np.zeros((2, 0), np.int64), np.zeros(0, np.int64)
+    shape, area = np.array([1, 1, 1, 1, 0, 0, 0]), np.full(1, 1 if pieces else length, dtype)
+    tables = no_jobs, no_target, no_jobs, _NO_PICKS, shape, area, AREAS
     return Plan((1, length // cuts, 1, 1, 1, *tables), runs * cuts, pieces)
 
 
-def _widths(size, windows):
-    return np.subtract(*reversed(pooling_windows(size, windows)))
-
-
-def _jobs(top, height):
-    return np.stack([top, height], axis=1).ravel()
-
-
 def _picks(at, wide):
-    fill = -len(at) % LANES
-    at = np.append(at, np.full(fill, at[-1])).reshape(-1, LANES)
-    firsts = at.min(axis=1)
-    index = (at - firsts[:, None]).ravel()
-    extra = np.where(np.append(wide, np.zeros(fill, bool)), index, -1)
-    return np.stack([index, extra]).astype(np.int32), firsts, int(index.max() // LANES + 1)
+    """Return the `Picks` of the windows that start `at`, and how many registers sixteen windows span."""
+    missing = -len(at) % LANES
+    at = np.append(at, np.full(missing, at[-1])).reshape(-1, LANES)
+    first = np.repeat(at.min(axis=1), LANES)
+    start = at.ravel() - first
+    wide_start = np.where(np.append(wide, np.zeros(missing, bool)), start, -1)
+    return Picks(first, start.astype(np.int32), wide_start.astype(np.int32)), int(start.max()) // LANES + 1
+
+
+def _tile(values, count, step):
+    """Return `values`, and then again with `step` added, `count` times in all."""
+    return (np.arange(count)[:, None] * step + values).ravel()
+
+
+_NO_PICKS = Picks(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 def forward(input, output, planes, H, W, inner, oH, oW, threads):
@@ -465,21 +459,16 @@ def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
 
 
 def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
-    # Planes whose windows are runs of memory are planes of one row.
     arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
     count = planes * units
-    elements = planes * inner * (H * W + oH * oW)
-    if elements >= 2 * GRAIN and threads > 1 and count > 1:
-        threads = min(threads, count, elements // GRAIN)
-    else:
-        threads = 1
+    threads = min(threads, count, 1 + planes * inner * (H * W + oH * oW) // GRAIN)
     if pieces is None:
         run(sum_windows, sum_windows_parallel, (src, dst, *arguments), count, threads)
         return
-    size, jobs, target, areas = pieces
-    sums = np.empty(planes * size, areas.dtype)
+    rows, windows, tables = pieces
+    sums = np.empty(planes * rows * windows * inner, tables[-1].dtype)
     run(sum_windows, sum_windows_parallel, (src, sums, *arguments), count, threads)
-    add_pieces(sums, dst, inner, oH, oW, jobs, target, areas, 0, planes * (target.size - 1))
+    add_pieces(sums, dst, planes, inner, oH, oW, rows, *tables)
 
 
 keep_compiled(sum_windows, sum_windows_parallel, add_pieces)

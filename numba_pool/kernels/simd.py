@@ -233,22 +233,6 @@ def rolled(typingctx):
 
 
 @intrinsic
-def prefetch(typingctx, array, i):
-    """Ask for ``array[i]``, which need not exist, to be brought from memory: it will be wanted soon."""
-
-    def codegen(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], *arguments, checked=False)
-        pointer = builder.bitcast(pointer, cgutils.voidptr_t)
-        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
-        name = "llvm.prefetch.p0" if str(pointer.type) == "ptr" else "llvm.prefetch.p0i8"
-        function = cgutils.get_or_insert_function(builder.module, function_type, name)
-        builder.call(function, [pointer, _i32(0), _i32(3), _i32(1)])
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), codegen
-
-
-@intrinsic
 def fill(typingctx, array, value):
     """Return sixteen copies of a number, in the type that `array` is accumulated in."""
     scalar = _accumulator(array)
