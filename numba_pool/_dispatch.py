@@ -26,38 +26,38 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a checked tensor to `output_size`, ``(oH, oW)``."""
-    *batch, H, W = input.shape
-    return _launch("forward", input, batch, (H, W), output_size, is_channels_last(input), output_size)
+    return _launch("forward", input, output_size, is_channels_last(input))
 
 
 def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
     """Spread a checked gradient over an input of height and width `input_size`, in the input's memory format."""
-    *batch, oH, oW = grad_output.shape
-    if oH == 0 or oW == 0:
+    if 0 in grad_output.shape[-2:]:
         check_grad_output(grad_output, input_size)
-    return _launch("backward", grad_output, batch, input_size, (oH, oW), channels_last, input_size)
+    return _launch("backward", grad_output, input_size, channels_last)
 
 
-def _launch(direction, source, batch, input_size, output_size, channels_last, target_size):
+def _launch(direction, source, size, channels_last):
+    """Return the result of one direction, of height and width `size`."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    if input_size == output_size:
+    *batch, H, W = source.shape
+    if size == (H, W):
         return source.clone(memory_format=memory_format)
     source = source.contiguous(memory_format=memory_format)
     if source.is_neg():
         source = source.resolve_neg()
-    shape = (*batch, *target_size)
     if source.is_cuda:
         from . import _cuda_bridge
 
-        target = torch.empty(shape, dtype=source.dtype, device=source.device, memory_format=memory_format)
+        target = torch.empty((*batch, *size), dtype=source.dtype, device=source.device, memory_format=memory_format)
         if target.numel():
-            getattr(_cuda_bridge, direction)(source, target)
+            (_cuda_bridge.forward if direction == "forward" else _cuda_bridge.backward)(source, target)
         return target
-    target, memory = _dlpack.empty(shape, source.dtype, channels_last)
+    target, memory = _dlpack.empty((*batch, *size), source.dtype, channels_last)
     if memory.size:
         planes, inner = (batch[0], batch[1]) if channels_last else (math.prod(batch), 1)
         array = _dlpack.as_array(source, channels_last)
-        kernel = cpu.forward if direction == "forward" else cpu.backward
-        (H, W), (oH, oW) = input_size, output_size
-        kernel(array, memory, planes, H, W, inner, oH, oW, torch.get_num_threads())
+        if direction == "forward":
+            cpu.forward(array, memory, planes, H, W, inner, *size, torch.get_num_threads())
+        else:
+            cpu.backward(array, memory, planes, *size, inner, H, W, torch.get_num_threads())
     return target

@@ -151,14 +151,14 @@ def scale(src, first, n, inner, shares, p, scaled):
 
 
 @_inline
-def pick_windows(sums, W, picks, shape, weights, weighting, j, n, target, dst, to, length):
+def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target, dst, to, length):
     """Sum narrow windows, `length` of them for each of `n` rows of `sums`, sixteen at a time.
 
     Windows of an axis have one width or two, one apart.
     So sums of the narrower width are made for sixteen positions in a row, for as many `registers` as sixteen windows
     span, and each lane picks the one where its window starts; then, if its window is wide, the element that follows.
     """
-    first, start, wide_start = picks
+    start, wide_start = picks
     _, _, _, _, narrowest, widest, registers = shape
     for r in range(n):
         row = to + get(target, j + r) * length
@@ -255,7 +255,7 @@ def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, t
 
 
 @_kernel
-def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, shape, weights, weighting, lo, hi):
+def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi):
     """Sum the windows of the units of work `lo` to `hi`: runs of memory, small planes or jobs, as the plan says."""
     rolled()
     packed, flat, count, tallest, _, widest, registers = shape
@@ -293,7 +293,7 @@ def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, sha
         if inner > 1:
             sum_pixels(sums, W, inner, columns, weights, weighting, j, lines, target, dst, to, windows)
         elif widest > 0:
-            pick_windows(sums, W, picks, shape, weights, weighting, j, lines, target, dst, to, windows)
+            pick_windows(sums, W, first, picks, shape, weights, weighting, j, lines, target, dst, to, windows)
         else:
             span_windows(sums, W, columns, weights, weighting, j, lines, target, dst, to, windows)
         lo += n
@@ -301,12 +301,14 @@ def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, sha
 
 @_parallel
 def sum_windows_parallel(
-    src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, shape, weights, weighting, count, threads
+    src, dst, H, W, inner, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, count, threads
 ):
     """Share the work of `sum_windows` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, picks, shape, weights, weighting, lo, hi)
+        sum_windows(
+            src, dst, H, W, inner, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi
+        )
 
 
 @_kernel
@@ -334,14 +336,6 @@ class Plan(NamedTuple):
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
     units: int  # of work, in one plane
     pieces: tuple | None  # where windows are cut: how many rows of pieces, and what `add_pieces` gets
-
-
-class Picks(NamedTuple):
-    """Where sixteen windows after sixteen start, in the row sums."""
-
-    first: np.ndarray  # int64, (windows, up to full lanes): the first start of a window's sixteen
-    start: np.ndarray  # int32, likewise: each one's own start, counted from there
-    wide_start: np.ndarray  # int32, likewise for the wide windows, -1 for the others
 
 
 @lru_cache(maxsize=1024)
@@ -392,7 +386,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
 
     count, heights = len(tops), bottoms - tops
     packed = flat = 0
-    picks, narrow = _NO_PICKS, (0, 0, 0)
+    (first, picks), narrow = _NO_PICKS, (0, 0, 0)
     if inner == 1 and widths.max() <= NARROW:
         at, wide = columns[0], widths > widths.min()
         elements = max(H * W, oH * oW, count * W)
@@ -406,11 +400,11 @@ def plan(H, W, oH, oW, inner, dtype, average):
             weights = np.tile(weights if weighting == SHARES else np.repeat(weights, repeats, axis=0), (packed, 1))
             tops, heights = _tile(tops, packed, H), np.tile(heights, packed)
             target = np.array([0, 1])
-        picks, registers = _picks(at, wide)
+        first, picks, registers = _picks(at, wide)
         narrow = int(widths.min()), int(widths.max()), registers
     shape = np.array([packed, flat, count, heights.max(), *narrow])
     weights = np.append(weights, np.ones(LANES)).astype(dtype)  # as many as full lanes read
-    tables = np.stack([tops, heights]), target, columns, picks, shape, weights, weighting
+    tables = np.stack([tops, heights]), target, columns, first, picks, shape, weights, weighting
     return Plan((H, W, inner, oH, oW, *tables), 1 if packed else count, pieces)
 
 
@@ -425,18 +419,22 @@ def _plan_runs(length, runs, dtype):
         pieces = runs * cuts, 1, (jobs, np.arange(runs + 1), np.full(runs, length, dtype))
     no_jobs, no_target = np.zeros((2, 0), np.int64), np.zeros(0, np.int64)
     shape, area = np.array([1, 1, 1, 1, 0, 0, 0]), np.full(1, 1 if pieces else length, dtype)
-    tables = no_jobs, no_target, no_jobs, _NO_PICKS, shape, area, AREAS
+    tables = no_jobs, no_target, no_jobs, *_NO_PICKS, shape, area, AREAS
     return Plan((1, length // cuts, 1, 1, 1, *tables), runs * cuts, pieces)
 
 
 def _picks(at, wide):
-    """Return the `Picks` of the windows that start `at`, and how many registers sixteen windows span."""
+    """Say where sixteen windows after sixteen start, and how many registers sixteen of them span.
+
+    The first array has the first start of each window's sixteen.
+    The second has each window's own start, counted from there, and again for wide windows only, -1 for others.
+    """
     missing = -len(at) % LANES
     at = np.append(at, np.full(missing, at[-1])).reshape(-1, LANES)
     first = np.repeat(at.min(axis=1), LANES)
     start = at.ravel() - first
     wide_start = np.where(np.append(wide, np.zeros(missing, bool)), start, -1)
-    return Picks(first, start.astype(np.int32), wide_start.astype(np.int32)), int(start.max()) // LANES + 1
+    return first, np.stack([start, wide_start]).astype(np.int32), int(start.max()) // LANES + 1
 
 
 def _tile(values, count, step):
@@ -444,7 +442,7 @@ def _tile(values, count, step):
     return (np.arange(count)[:, None] * step + values).ravel()
 
 
-_NO_PICKS = Picks(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
+_NO_PICKS = np.zeros(0, np.int64), np.zeros((2, 0), np.int32)
 
 
 def forward(input, output, planes, H, W, inner, oH, oW, threads):
