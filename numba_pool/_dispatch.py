@@ -56,8 +56,9 @@ def _launch(direction, source, size, channels_last):
     if memory.size:
         planes, inner = (batch[0], batch[1]) if channels_last else (math.prod(batch), 1)
         array = _dlpack.as_array(source, channels_last)
+        (h, w), threads = size, torch.get_num_threads()
         if direction == "forward":
-            cpu.forward(array, memory, planes, H, W, inner, *size, torch.get_num_threads())
+            cpu.forward(array, memory, planes, H, W, inner, h, w, threads)
         else:
-            cpu.backward(array, memory, planes, *size, inner, H, W, torch.get_num_threads())
+            cpu.backward(array, memory, planes, h, w, inner, H, W, threads)
     return target
