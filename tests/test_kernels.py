@@ -45,6 +45,16 @@ CASES = {
     "tall and narrow": (1, 2, 2 * cpu.PIECE + 3, 1, 2, 1),
     "long sums": (1, 2, 256, 256, 1, 1),
     "wide windows": (1, 2, 2, 2 * cpu.PIECE + 809, 1, 2),
+    "more planes than are packed": (7, cpu.PACK // 24, 4, 6, 2, 3),
+    "tiny planes that are runs": (5, 300, 2, 2, 1, 1),
+    "elements that become runs": (3, 70, 2, 1, 6, 5),
+    "packed, two widths and heights": (3, 50, 8, 8, 3, 3),
+    "narrow windows of long rows": (1, 2, 5, 3000, 2, 1100),
+    "narrow windows that span many registers": (1, 3, 6, 700, 3, 96),
+    "rows in groups": (1, 2, 2 * cpu.ROWS + 1, 200, 1, 70),
+    "a run in equal pieces": (1, 2, 40, cpu.PIECE // 8, 1, 1),
+    "a run of a prime length": (1, 1, cpu.PIECE + 3, 1, 1, 1),
+    "more than 64 channels": (1, 83, 9, 40, 2, 2),
     "tall windows of gradients": (1, 2, 3, 2, cpu.PIECE + 5, 5),
 }
 
