@@ -30,6 +30,9 @@ def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a checked tensor; the result carries whatever derivatives torch asks for."""
     if not _has_memory(input):
         return _library.adaptive_avg_pool2d(input, output_size)
+    oH, oW = output_size
+    if type(oH) is not int or type(oW) is not int:
+        output_size = (int(oH), int(oW))  # symbols, which torch keeps for sizes while it traces: a kernel needs numbers
     if (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return _Pool.apply(input, output_size)
     return _dispatch.forward(input, output_size)

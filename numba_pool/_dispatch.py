@@ -26,33 +26,38 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a checked tensor to `output_size`, ``(oH, oW)``."""
-    return _launch("forward", input, output_size, is_channels_last(input))
+    channels_last = is_channels_last(input)
+    return _launch("forward", input, output_size, channels_last, channels_last)
 
 
 def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
     """Spread a checked gradient over an input of height and width `input_size`, in the input's memory format."""
     if 0 in grad_output.shape[-2:]:
         check_grad_output(grad_output, input_size)
-    return _launch("backward", grad_output, input_size, channels_last)
+    as_channels_last = channels_last
+    if input_size == (1, 1) and grad_output.is_cpu:
+        # A plane of one element is the same memory in both formats: the gradient can be read as it is laid out.
+        as_channels_last = is_channels_last(grad_output)
+    return _launch("backward", grad_output, input_size, as_channels_last, channels_last)
 
 
-def _launch(direction, source, size, channels_last):
+def _launch(direction, source, size, channels_last, result_channels_last):
     """Return the result of one direction, of height and width `size`."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     *batch, H, W = source.shape
     if size == (H, W):
-        return source.clone(memory_format=memory_format)
-    source = source.contiguous(memory_format=memory_format)
+        return source.clone(memory_format=_memory_format(result_channels_last))
+    source = source.contiguous(memory_format=_memory_format(channels_last))
     if source.is_neg():
         source = source.resolve_neg()
     if source.is_cuda:
         from . import _cuda_bridge
 
+        memory_format = _memory_format(channels_last)
         target = torch.empty((*batch, *size), dtype=source.dtype, device=source.device, memory_format=memory_format)
         if target.numel():
             (_cuda_bridge.forward if direction == "forward" else _cuda_bridge.backward)(source, target)
         return target
-    target, memory = _dlpack.empty((*batch, *size), source.dtype, channels_last)
+    target, memory = _dlpack.empty((*batch, *size), source.dtype, result_channels_last)
     if memory.size:
         planes, inner = (batch[0], batch[1]) if channels_last else (math.prod(batch), 1)
         array = _dlpack.as_array(source, channels_last)
@@ -62,3 +67,7 @@ def _launch(direction, source, size, channels_last):
         else:
             cpu.backward(array, memory, planes, h, w, inner, H, W, threads)
     return target
+
+
+def _memory_format(channels_last):
+    return torch.channels_last if channels_last else torch.contiguous_format

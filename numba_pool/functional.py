@@ -59,7 +59,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     -----
     Derivatives of any order, forward-mode AD, ``torch.func``'s transforms and ``torch.compile`` are supported.
     ``torch.export`` and ONNX see torch's native operator, so an exported program does not need Numba.
-    The first call for each dtype and layout compiles a kernel; see `precompile`.
+    The first call for each dtype compiles a kernel; see `precompile`.
 
     The windows are those of ATen, ``aten/src/ATen/native/AdaptivePooling.h``.
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from helpers import ROOT
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from numba_pool import AdaptiveAvgPool2d, adaptive_avg_pool2d, reference
 from numba_pool.windows import pooling_windows
@@ -279,3 +281,28 @@ def test_atheris(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "Done 3000 runs" in run.stderr
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_a_device_without_kernels(device):
+    """No tensor of theirs can be made on a machine without such a device; a fake one says where it would be."""
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, 5, device=device)
+        for pool in (adaptive_avg_pool2d, FORWARD):
+            with pytest.raises(NotImplementedError, match=f"device type '{device}'"):
+                pool(x, (2, 2))
+        with pytest.raises(NotImplementedError, match=f"device type '{device}'"):
+            BACKWARD(x, (4, 5), False)
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_symbolic_sizes(oH, oW):
+    """A size that torch keeps as a symbol, of an ordinary tensor and of a fake one."""
+    x = torch.randn(2, 3, 5, 7)
+    fakes = FakeTensorMode(shape_env=ShapeEnv())
+    sizes = fakes.from_tensor(torch.empty(oH + 2, oW + 2), static_shapes=False).shape
+    output_size = (sizes[0] - 2, sizes[1] - 2)
+    assert isinstance(output_size[0], torch.SymInt)
+    assert adaptive_avg_pool2d(x, output_size).equal(adaptive_avg_pool2d(x, (oH, oW)))
+    fake = adaptive_avg_pool2d(fakes.from_tensor(x), output_size)
+    assert tuple(int(size) for size in fake.shape) == (2, 3, oH, oW)

@@ -346,7 +346,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
         runs = _plan_runs(H * W // oH, oH, dtype)
         if runs:
             return runs
-    if inner == 1 and H * W <= PACK and oH * oW <= PACK:
+    if inner == 1 and max(H * W, oH * oW) <= 4 * PACK:  # the tables have an entry for every column
         # Windows that are runs of memory, and elements that become one: the same as planes of one row.
         if oW == 1 and H % oH == 0:
             H, W, oH, oW = 1, H * W, 1, oH
