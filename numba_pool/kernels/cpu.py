@@ -114,8 +114,8 @@ def add_rows(src, i, W, height, lanes):
 
 
 @_inline
-def sum_rows(src, plane, W, jobs, j, n, sums):
-    """Add up the rows of `n` jobs from `j` on, and line up the sums, `W` elements each, in `sums`.
+def sum_rows(src, plane, W, length, jobs, j, n, sums):
+    """Add up rows, `W` elements apart, of `n` jobs from `j` on; line up the sums, `length` each, in `sums`.
 
     A block of sixteen columns is summed in a register.
     Its lanes past a row's end hold what memory has there, and no window takes them.
@@ -126,14 +126,14 @@ def sum_rows(src, plane, W, jobs, j, n, sums):
             rows = min(ROWS, get(height, j + r) - d)
             first = plane + (get(top, j + r) + d) * W
             last = first + (rows - 1) * W
-            for i in range(0, W, LANES):
+            for i in range(0, length, LANES):
                 if last + i + LANES <= src.size:
                     s = add_rows(src, first + i, W, rows, LANES)
                 else:
-                    s = add_rows(src, first + i, W, rows, W - i)
+                    s = add_rows(src, first + i, W, rows, length - i)
                 if d > 0:
-                    s = s + load(sums, r * W + i, LANES)
-                store(sums, r * W + i, s, LANES)
+                    s = s + load(sums, r * length + i, LANES)
+                store(sums, r * length + i, s, LANES)
 
 
 @_inline
@@ -269,13 +269,13 @@ def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, first, pic
     slab = packed if packed > 0 else max(1, SLAB // (pitch * tallest if weighting == SHARES else pitch))
     slab = min(slab, hi - lo)
     slack = (registers + 4) * LANES
-    sums = scratch(src, slab * max(1, packed and count) * pitch + slack)
+    sums = scratch(src, slab * (max(count, H) if packed > 0 else 1) * pitch + slack)
     scaled = scratch(src, slab * (H if packed > 0 else tallest) * pitch + slack if weighting == SHARES else 0)
     while lo < hi:
         if packed > 0:
             # Whole planes: their row sums lie in a row, and so do their windows.
             plane, j, n = lo, 0, min(slab, hi - lo)
-            rows, length = (1, n * H * pitch) if flat > 0 else (n * count, pitch)
+            rows, length = (1, (n * H - flat + 1) * pitch) if flat > 0 else (n * count, pitch)
             lines, windows = 1, n * oH * oW
             begin, end = 0, n * H
         else:
@@ -286,9 +286,9 @@ def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, first, pic
             begin, end = jobs[0, j], jobs[0, j + n - 1] + jobs[1, j + n - 1]
         if weighting == SHARES:
             scale(src, (plane * H + begin) * pitch, (end - begin) * W, inner, weights, begin * W, scaled)
-            sum_rows(scaled, -begin * pitch, length, jobs, j, rows, sums)
+            sum_rows(scaled, -begin * pitch, pitch, length, jobs, j, rows, sums)
         else:
-            sum_rows(src, plane * H * pitch, length, jobs, j, rows, sums)
+            sum_rows(src, plane * H * pitch, pitch, length, jobs, j, rows, sums)
         to = plane * oH * oW * inner
         if inner > 1:
             sum_pixels(sums, W, inner, columns, weights, weighting, j, lines, target, dst, to, windows)
@@ -392,13 +392,15 @@ def plan(H, W, oH, oW, inner, dtype, average):
         elements = max(H * W, oH * oW, count * W)
         if pieces is None and elements <= PACK:
             packed = PACK // elements
-            flat = int(count == H and heights.max() == 1)
+            if heights.min() == heights.max() and (W <= NARROW or count == H):
+                # Rows from every one on are added, needed or not, in one go through the planes.
+                flat = int(heights.max())
             repeats = np.diff(target)
-            at = (np.repeat(np.arange(count), repeats)[:, None] * W + at).ravel()
-            at = _tile(at, packed, count * W)
+            at = (np.repeat(tops if flat else np.arange(count), repeats)[:, None] * W + at).ravel()
+            at = _tile(at, packed, (H if flat else count) * W)
             wide = np.tile(wide, oH * packed)
             weights = np.tile(weights if weighting == SHARES else np.repeat(weights, repeats, axis=0), (packed, 1))
-            tops, heights = _tile(tops, packed, H), np.tile(heights, packed)
+            tops, heights = (tops[:1], heights[:1]) if flat else (_tile(tops, packed, H), np.tile(heights, packed))
             target = np.array([0, 1])
         first, picks, registers = _picks(at, wide)
         narrow = int(widths.min()), int(widths.max()), registers
