@@ -346,12 +346,12 @@ def plan(H, W, oH, oW, inner, dtype, average):
         runs = _plan_runs(H * W // oH, oH, dtype)
         if runs:
             return runs
-    if inner == 1 and max(H * W, oH * oW) <= 4 * PACK:  # the tables have an entry for every column
-        # Windows that are runs of memory, and elements that become one: the same as planes of one row.
-        if oW == 1 and H % oH == 0:
-            H, W, oH, oW = 1, H * W, 1, oH
-        elif W == 1 and oH % H == 0:
-            H, W, oH, oW = 1, H, 1, oH * oW
+    # Windows that are runs of memory, and elements that become one: the same as planes of one row, if it is not too
+    # long for the tables. Rows of one element cost most, so there it may be longer.
+    if inner == 1 and oW == 1 and H % oH == 0 and H * W <= PACK:
+        H, W, oH, oW = 1, H * W, 1, oH
+    elif inner == 1 and W == 1 and oH % H == 0 and oH * oW <= (4 * PACK if oW == 1 else PACK):
+        H, W, oH, oW = 1, H, 1, oH * oW
 
     tops, bottoms = pooling_windows(H, oH)
     columns = np.stack(pooling_windows(W, oW))
