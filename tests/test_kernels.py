@@ -54,6 +54,8 @@ CASES = {
     "rows in groups": (1, 2, 2 * cpu.ROWS + 1, 200, 1, 70),
     "a run in equal pieces": (1, 2, 40, cpu.PIECE // 8, 1, 1),
     "a run of a prime length": (1, 1, cpu.PIECE + 3, 1, 1, 1),
+    "runs of one row": (2, 3, 1, 120, 1, 10),
+    "runs of one row in pieces": (1, 2, 1, 4 * cpu.PIECE, 1, 2),
     "more than 64 channels": (1, 83, 9, 40, 2, 2),
     "tall windows of gradients": (1, 2, 3, 2, cpu.PIECE + 5, 5),
 }

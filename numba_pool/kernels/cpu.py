@@ -335,15 +335,15 @@ class Plan(NamedTuple):
 
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
     units: int  # of work, in one plane
-    pieces: tuple | None  # where windows are cut: how many rows of pieces, and what `add_pieces` gets
+    pieces: tuple | None  # where windows are cut: rows of pieces, rows and columns of windows, tables
 
 
 @lru_cache(maxsize=1024)
 def plan(H, W, oH, oW, inner, dtype, average):
     """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
     dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    if inner == 1 and average and oW == 1 and H % oH == 0 and H // oH * W > NARROW:
-        runs = _plan_runs(H * W // oH, oH, dtype)
+    if inner == 1 and average and ((oW == 1 and H % oH == 0) or (H == 1 and W % oW == 0)):
+        runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype)
         if runs:
             return runs
     # Windows that are runs of memory, and elements that become one: the same as planes of one row, if it is not too
@@ -374,7 +374,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
     if counts.max() > 1:
         last = np.cumsum(counts)
         areas = weights if weighting == AREAS else np.ones((len(new), oW))
-        pieces = int(last[-1]), oW, (np.stack([last - counts, counts]), target, areas.astype(dtype).ravel())
+        pieces = int(last[-1]), (oH, oW), (np.stack([last - counts, counts]), target, areas.astype(dtype).ravel())
         nth = np.arange(last[-1]) - np.repeat(last - counts, counts)
         tops = np.repeat(tops, counts) + nth * rows
         bottoms = np.minimum(tops + rows, np.repeat(bottoms, counts))
@@ -411,14 +411,16 @@ def plan(H, W, oH, oW, inner, dtype, average):
 
 
 def _plan_runs(length, runs, dtype):
-    """Return the plan for windows that are equal runs of memory, or None if they are long and cannot be cut equally."""
+    """Return the plan for windows that are equal runs of memory, or None if these are narrow or cannot be cut."""
+    if length <= NARROW:
+        return None
     cuts = next(cuts for cuts in range(-(-length // PIECE), length + 1) if length % cuts == 0)
     if cuts > 1 and length // cuts < PIECE // 8:
         return None
     pieces = None
     if cuts > 1:
         jobs = np.stack([np.arange(runs) * cuts, np.full(runs, cuts)])
-        pieces = runs * cuts, 1, (jobs, np.arange(runs + 1), np.full(runs, length, dtype))
+        pieces = runs * cuts, (runs, 1), (jobs, np.arange(runs + 1), np.full(runs, length, dtype))
     no_jobs, no_target = np.zeros((2, 0), np.int64), np.zeros(0, np.int64)
     shape, area = np.array([1, 1, 1, 1, 0, 0, 0]), np.full(1, 1 if pieces else length, dtype)
     tables = no_jobs, no_target, no_jobs, *_NO_PICKS, shape, area, AREAS
@@ -465,8 +467,8 @@ def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
     if pieces is None:
         run(sum_windows, sum_windows_parallel, (src, dst, *arguments), count, threads)
         return
-    rows, windows, tables = pieces
-    sums = np.empty(planes * rows * windows * inner, tables[-1].dtype)
+    rows, (oH, oW), tables = pieces
+    sums = np.empty(planes * rows * oW * inner, tables[-1].dtype)
     run(sum_windows, sum_windows_parallel, (src, sums, *arguments), count, threads)
     add_pieces(sums, dst, planes, inner, oH, oW, rows, *tables)
 
