@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install book translations test lint format bench notebooks lab clean
+.PHONY: help install book translations test slow lint format bench notebooks lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +33,11 @@ book: $(INSTALLED) ## execute and build the book into _build/html, its Chinese e
 translations: $(INSTALLED) ## bring the catalogs in book/locale up to date with the English sources
 	$(BIN)/python book/_ext/editions.py catalogs
 
-test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the tests, less the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(INSTALLED) ## run the slow tests: chapters as notebooks, built pages, real models
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED) ## run ruff and mypy
 	$(BIN)/ruff check

@@ -66,6 +66,7 @@ def opened():
                     yield pytest.param(path, name, id=f"{path}-{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "name"), list(opened()))
 def test_page_has_no_faults(browser, book, axe, path, name):
     # The phone shows the desktop's colors, and the editions share their style sheets.
