@@ -1,4 +1,4 @@
-# make book and make test do everything from a fresh clone: they need Python 3.11 or newer, and nothing else.
+# make book and make test do everything from a fresh clone: they need Python 3.11 or newer, and a network for pip.
 # The first one that runs makes the environment .venv; later calls install nothing until a requirement changes.
 
 PYTHON ?= python3
