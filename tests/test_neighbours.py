@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -292,6 +293,8 @@ def test_interrupt_during_compilation(tmp_path):
     out = run(
         """
         from numba.core import event
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
+
         class Interrupt(event.Listener):
             def on_start(self, event):
                 os.kill(os.getpid(), signal.SIGINT)
@@ -315,8 +318,11 @@ def test_interrupt_during_compilation(tmp_path):
 
 @posix
 @pytest.mark.parametrize("threads", [1, 2])
-def test_interrupt_during_a_long_call(threads):
+def test_interrupt_during_a_long_call(threads, request):
     """Ctrl-C is noticed when the kernel returns; the pool is free again, and the next call is right."""
+    # A shell's background process ignores it, and the loop below would never end.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(threads)
     x = torch.randn(8, 16, 512, 512)
     adaptive_avg_pool2d(x, 7)
