@@ -20,7 +20,7 @@ def is_channels_last(tensor: Tensor) -> bool:
         return False
     N, C, H, W = tensor.shape
     n, c, h, w = tensor.stride()
-    # Each stride spans the axes within it; where only the channels count, the tensor is contiguous too, and is so.
+    # Each stride spans all that lies within it; a plane of one element with one channel counts as contiguous.
     return c > 0 and C * c <= w and W * w <= h and H * h <= n and H * h != c and N * C * H * W > 0
 
 
@@ -43,17 +43,17 @@ def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bo
 
 def _launch(direction, source, size, channels_last, result_channels_last):
     """Return the result of one direction, of height and width `size`."""
+    result_format = _memory_format(result_channels_last)
     *batch, H, W = source.shape
     if size == (H, W):
-        return source.clone(memory_format=_memory_format(result_channels_last))
+        return source.clone(memory_format=result_format)
     source = source.contiguous(memory_format=_memory_format(channels_last))
     if source.is_neg():
         source = source.resolve_neg()
     if source.is_cuda:
         from . import _cuda_bridge
 
-        memory_format = _memory_format(channels_last)
-        target = torch.empty((*batch, *size), dtype=source.dtype, device=source.device, memory_format=memory_format)
+        target = torch.empty((*batch, *size), dtype=source.dtype, device=source.device, memory_format=result_format)
         if target.numel():
             (_cuda_bridge.forward if direction == "forward" else _cuda_bridge.backward)(source, target)
         return target

@@ -99,6 +99,14 @@ def copy(src, i, dst, to, n):
 
 
 @_inline
+def repeat(dst, to, target, j, length):
+    """Copy the first row of the target of job `j` to its other rows, which have the same window."""
+    row = to + get(target, j) * length
+    for oh in range(get(target, j) + 1, get(target, j + 1)):
+        copy(dst, row, dst, to + oh * length, length)
+
+
+@_inline
 def add_rows(src, i, W, height, lanes):
     """Return the sum, for sixteen columns from element `i` on, of `height` rows of `W` elements.
 
@@ -178,9 +186,7 @@ def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
             if weighting != SHARES:
                 s = weigh(s, load(weights, (j + r) * length + k, LANES), weighting)
             write(dst, row + k, s, length - k)
-        # Rows with the same window are copies of the first.
-        for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
-            copy(dst, row, dst, to + oh * length, length)
+        repeat(dst, to, target, j + r, length)
 
 
 @_inline
@@ -250,8 +256,7 @@ def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, t
                     s = s + add_rows(sums, first + start * inner + c, inner, min(PIXELS, kw - start), LANES)
                 write(dst, at + c, weigh(s, weight, weighting), inner - c)
                 c += LANES
-        for oh in range(get(target, j + r) + 1, get(target, j + r + 1)):
-            copy(dst, row, dst, to + oh * oW * inner, oW * inner)
+        repeat(dst, to, target, j + r, oW * inner)
 
 
 @_kernel
@@ -414,8 +419,10 @@ def _plan_runs(length, runs, dtype):
     """Return the plan for windows that are equal runs of memory, or None if these are narrow or cannot be cut."""
     if length <= NARROW:
         return None
-    cuts = next(cuts for cuts in range(-(-length // PIECE), length + 1) if length % cuts == 0)
-    if cuts > 1 and length // cuts < PIECE // 8:
+    # Shorter pieces than these would cost more than they gain.
+    most = max(1, length // (PIECE // 8))
+    cuts = next((cuts for cuts in range(-(-length // PIECE), most + 1) if length % cuts == 0), None)
+    if cuts is None:
         return None
     pieces = None
     if cuts > 1:

@@ -222,6 +222,7 @@ def rolled(typingctx):
 
     Most of them run two or three times, so that unrolling them costs more, when compiling and when running, than it
     gains.
+    Its callers must not take the kernel in, because their loops would not be left alone.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -240,7 +241,7 @@ def fill(typingctx, array, value):
 
 
 def scratch(array, size):
-    """Return `size` zeros of the type that `array` is accumulated in."""
+    """Return room for `size` numbers of the type that `array` is accumulated in; what is in it, nobody knows."""
     raise NotImplementedError("scratch is for compiled code")
 
 
