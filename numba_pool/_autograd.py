@@ -23,6 +23,7 @@ def _has_memory(tensor):
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of autograd.grad(..., is_grads_batched=True)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
     )
 
 
@@ -34,7 +35,7 @@ def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     if type(oH) is not int or type(oW) is not int:
         output_size = (int(oH), int(oW))  # symbols, which torch keeps for sizes while it traces: a kernel needs numbers
     if (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        return _Pool.apply(input, output_size)
+        return _apply_pool(input, output_size)
     return _dispatch.forward(input, output_size)
 
 
@@ -43,7 +44,7 @@ def pool_backward(grad_output: Tensor, input_size: tuple[int, int], channels_las
     if not _has_memory(grad_output):
         return _library.adaptive_avg_pool2d_backward(grad_output, input_size, channels_last)
     if (grad_output.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        return _PoolBackward.apply(grad_output, input_size, channels_last)
+        return _apply_pool_backward(grad_output, input_size, channels_last)
     return _dispatch.backward(grad_output, input_size, channels_last)
 
 
@@ -87,3 +88,8 @@ class _PoolBackward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, grad_output_tangent, _input_size, _channels_last):
         return pool_backward(grad_output_tangent, ctx.input_size, ctx.channels_last)
+
+
+# ``apply`` less what it does for functorch's transforms, which do not come this way.
+_apply_pool = super(torch.autograd.Function, _Pool).apply
+_apply_pool_backward = super(torch.autograd.Function, _PoolBackward).apply

@@ -53,7 +53,7 @@ def as_array(tensor: Tensor, channels_last: bool) -> np.ndarray:
     array = np.from_dlpack(_Exporter(tensor))
     if channels_last:
         array = array.transpose(0, 2, 3, 1)
-    array = array.reshape(-1)
+    array = array.ravel()  # no copy: it is contiguous
     return array.view(np.uint16) if dtype is torch.bfloat16 else array
 
 

@@ -58,6 +58,13 @@ CASES = {
     "runs of one row in pieces": (1, 2, 1, 4 * cpu.PIECE, 1, 2),
     "more than 64 channels": (1, 83, 9, 40, 2, 2),
     "tall windows of gradients": (1, 2, 3, 2, cpu.PIECE + 5, 5),
+    "one row to several": (2, 3, 1, 64, 2, 2),
+    "rows to copy": (2, 3, 32, 40, 2, 2),
+    "a row of pixels": (2, 17, 1, 64, 1, 8),
+    "windows as wide as the plane": (2, 17, 9, 16, 5, 1),
+    "low and wide windows of gradients": (1, 3, 5, 1, 33, 18),
+    "windows of few pixels": (2, 70, 9, 11, 4, 5),
+    "larger than the caches": (1, 2, 1030, cpu.LARGE // 2048, 5, 3),
 }
 
 

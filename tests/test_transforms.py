@@ -167,6 +167,20 @@ def test_vmap_of_an_eager_graph():
     same(batched, double(2, 3, 7, 5).requires_grad_(), double(4, 2, 3, 3, 2))
 
 
+def test_a_tensor_that_outlived_its_transform():
+    leaked = []
+
+    def leak(x):
+        leaked.append(x)
+        return F.adaptive_avg_pool2d(x, 2).sum()
+
+    x = torch.randn(2, 3, 5, 7)
+    grad(leak)(x)
+    jvp(leak, (x,), (x,))
+    for tensor in leaked:
+        assert_close(adaptive_avg_pool2d(tensor, 2), F.adaptive_avg_pool2d(tensor, 2))
+
+
 @each_case
 def test_forward_mode(shape, output_size):
     """Dual tensors; also with a gradient through the tangent, and without a tangent at all."""

@@ -29,7 +29,7 @@ from numba import njit, prange
 from .._cache import keep_compiled
 from .._threads import run
 from ..windows import pooling_windows
-from .simd import LANES, fill, get, load, pick, put, rolled, scratch, store, total
+from .simd import LANES, fill, get, load, pick, prefetch, put, rolled, scratch, store, total
 
 # A window of more elements, or more rows, is cut into pieces, one job each: a chain of additions stays short, and
 # every thread finds work.
@@ -38,6 +38,12 @@ PIECE_ROWS = 128
 
 # Rows are added this many at a time: more would be more streams of memory than the hardware foresees.
 ROWS = 8
+
+# Long rows of arrays too large for the caches are asked for this many elements ahead: the hardware does so only along
+# each of the rows, and begins anew with each.
+AHEAD = 4096
+LONG_ROW = 80
+LARGE = 1 << 22
 
 # Pixels of a wide window are added this many at a time, for the same short chains.
 PIXELS = 16
@@ -51,6 +57,9 @@ SLAB = 1024
 # Planes of fewer elements are worked on together, up to this many elements: what is done once for a row or a plane,
 # rather than for an element, is most of their cost.
 PACK = 2048
+
+# Rows of two registers and more are copied, not worked on together, if so many on average have the same window.
+COPIES = 4
 
 # Elements per thread below which a second thread costs more than it gains.
 GRAIN = 16384
@@ -107,16 +116,22 @@ def repeat(dst, to, target, j, length):
 
 
 @_inline
-def add_rows(src, i, W, height, lanes):
+def add_rows(src, i, W, height, lanes, ahead):
     """Return the sum, for sixteen columns from element `i` on, of `height` rows of `W` elements.
 
     From lane `lanes` on, zeros, and memory is not read there.
+    Memory is asked for `ahead` elements before it is read, if `ahead` is not 0.
     """
+    rolled()
     s = load(src, i, lanes)
     end = i + height * W
+    if ahead > 0:
+        prefetch(src, i + ahead)
     i += W
     while i < end:
         s = s + load(src, i, lanes)
+        if ahead > 0:
+            prefetch(src, i + ahead)
         i += W
     return s
 
@@ -128,34 +143,41 @@ def sum_rows(src, plane, W, length, jobs, j, n, sums):
     A block of sixteen columns is summed in a register.
     Its lanes past a row's end hold what memory has there, and no window takes them.
     """
+    rolled()
     top, height = jobs
+    ahead = max(ROWS * W, AHEAD) if W >= LONG_ROW and src.size >= LARGE else 0
     for r in range(n):
         for d in range(0, get(height, j + r), ROWS):
             rows = min(ROWS, get(height, j + r) - d)
             first = plane + (get(top, j + r) + d) * W
             last = first + (rows - 1) * W
             for i in range(0, length, LANES):
-                if last + i + LANES <= src.size:
-                    s = add_rows(src, first + i, W, rows, LANES)
+                if last + i + LANES > src.size:
+                    s = add_rows(src, first + i, W, rows, length - i, 0)
+                elif ahead > 0:
+                    s = add_rows(src, first + i, W, rows, LANES, ahead)
                 else:
-                    s = add_rows(src, first + i, W, rows, length - i)
+                    s = add_rows(src, first + i, W, rows, LANES, 0)
                 if d > 0:
                     s = s + load(sums, r * length + i, LANES)
                 store(sums, r * length + i, s, LANES)
 
 
 @_inline
-def scale(src, first, n, inner, shares, p, scaled):
+def scale(src, first, n, shares, p, scaled):
+    """Set ``scaled[:n]`` to ``src[first:][:n]``, multiplied by their `shares`, which start at `p`."""
+    for i in range(0, n, LANES):
+        store(scaled, i, read(src, first + i, n - i) * load(shares, p + i, LANES), LANES)
+
+
+@_inline
+def scale_pixels(src, first, n, inner, shares, p, scaled):
     """Set ``scaled[: n * inner]`` to `n` pixels of `src`, multiplied by their `shares`, which start at `p`."""
-    if inner == 1:
-        for i in range(0, n, LANES):
-            store(scaled, i, read(src, first + i, n - i) * load(shares, p + i, LANES), LANES)
-    else:
-        for pixel in range(n):
-            share = fill(scaled, get(shares, p + pixel))
-            for c in range(0, inner, LANES):
-                i = pixel * inner + c
-                store(scaled, i, read(src, first + i, inner - c) * share, LANES)
+    for pixel in range(n):
+        share = fill(scaled, get(shares, p + pixel))
+        for c in range(0, inner, LANES):
+            i = pixel * inner + c
+            store(scaled, i, read(src, first + i, inner - c) * share, LANES)
 
 
 @_inline
@@ -166,6 +188,7 @@ def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
     So sums of the narrower width are made for sixteen positions in a row, for as many `registers` as sixteen windows
     span, and each lane picks the one where its window starts; then, if its window is wide, the element that follows.
     """
+    rolled()
     start, wide_start = picks
     _, _, _, _, narrowest, widest, registers = shape
     for r in range(n):
@@ -192,6 +215,7 @@ def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
 @_inline
 def span(src, first, n):
     """Return the sum of ``src[first : first + n]``, kept in sixteen lanes until the end."""
+    rolled()
     full = n // LANES * LANES
     s = load(src, first + full, n - full)
     i = 0
@@ -222,28 +246,38 @@ def span_windows(sums, W, columns, weights, weighting, j, n, target, dst, to, oW
 
 
 @_inline
-def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, to, oW):
-    """Sum windows of pixels, `oW` of them for each of `n` rows of `sums`; a pixel is `inner` channels.
+def pixel_windows(src, plane, W, inner, jobs, direct, columns, weights, weighting, j, n, target, dst, to, oW):
+    """Sum windows of pixels, `oW` of them for each of `n` rows of `dst`; a pixel is `inner` channels.
 
+    If `direct`, the windows are those of the jobs from `j` on, and `src` is what is pooled.
+    Else `src` holds the jobs' row sums.
     Four registers hold the sums of 64 channels, because each waits for its last addition.
     """
+    rolled()
+    tops, heights = jobs
     starts, ends = columns
+    shared = direct and weighting == SHARES
     for r in range(n):
+        top, height = (get(tops, j + r), get(heights, j + r)) if direct else (r, 1)
         row = to + get(target, j + r) * oW * inner
         for ow in range(oW):
-            kw = get(ends, ow) - get(starts, ow)
-            first = (r * W + get(starts, ow)) * inner
-            weight = fill(sums, 1 if weighting == SHARES else get(weights, (j + r) * oW + ow))
+            start, end = get(starts, ow), get(ends, ow)
+            weight = fill(dst, 1 if weighting == SHARES else get(weights, (j + r) * oW + ow))
             at = row + ow * inner
             c = 0
             while c + 4 * LANES <= inner:
-                s0 = s1 = s2 = s3 = fill(sums, 0)
-                for start in range(0, kw, PIXELS):
-                    t0 = t1 = t2 = t3 = fill(sums, 0)
-                    for d in range(start, min(start + PIXELS, kw)):
-                        a = first + d * inner + c
-                        t0, t1 = t0 + load(sums, a, LANES), t1 + load(sums, a + LANES, LANES)
-                        t2, t3 = t2 + load(sums, a + 2 * LANES, LANES), t3 + load(sums, a + 3 * LANES, LANES)
+                s0 = s1 = s2 = s3 = fill(dst, 0)
+                for iw in range(start, end, PIXELS):
+                    t0 = t1 = t2 = t3 = fill(dst, 0)
+                    for ih in range(top, top + height):
+                        for pixel in range(ih * W + iw, ih * W + min(iw + PIXELS, end)):
+                            a = plane + pixel * inner + c
+                            x0, x1 = load(src, a, LANES), load(src, a + LANES, LANES)
+                            x2, x3 = load(src, a + 2 * LANES, LANES), load(src, a + 3 * LANES, LANES)
+                            if shared:
+                                share = fill(dst, get(weights, pixel))
+                                x0, x1, x2, x3 = x0 * share, x1 * share, x2 * share, x3 * share
+                            t0, t1, t2, t3 = t0 + x0, t1 + x1, t2 + x2, t3 + x3
                     s0, s1, s2, s3 = s0 + t0, s1 + t1, s2 + t2, s3 + t3
                 store(dst, at + c, weigh(s0, weight, weighting), LANES)
                 store(dst, at + c + LANES, weigh(s1, weight, weighting), LANES)
@@ -251,68 +285,142 @@ def sum_pixels(sums, W, inner, columns, weights, weighting, j, n, target, dst, t
                 store(dst, at + c + 3 * LANES, weigh(s3, weight, weighting), LANES)
                 c += 4 * LANES
             while c < inner:
-                s = fill(sums, 0)
-                for start in range(0, kw, PIXELS):
-                    s = s + add_rows(sums, first + start * inner + c, inner, min(PIXELS, kw - start), LANES)
+                s = fill(dst, 0)
+                for iw in range(start, end, PIXELS):
+                    t = fill(dst, 0)
+                    for ih in range(top, top + height):
+                        for pixel in range(ih * W + iw, ih * W + min(iw + PIXELS, end)):
+                            x = read(src, plane + pixel * inner + c, inner - c)
+                            if shared:
+                                x = x * fill(dst, get(weights, pixel))
+                            t = t + x
+                    s = s + t
                 write(dst, at + c, weigh(s, weight, weighting), inner - c)
                 c += LANES
         repeat(dst, to, target, j + r, oW * inner)
 
 
 @_kernel
-def sum_windows(src, dst, H, W, inner, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi):
-    """Sum the windows of the units of work `lo` to `hi`: runs of memory, small planes or jobs, as the plan says."""
+def sum_runs(src, dst, length, weights, lo, hi):
+    """Sum the windows `lo` to `hi`, which are equal runs of memory, one after the other.
+
+    Apart from `sum_windows`, between whose many variables this loop takes 1.3 times as long.
+    """
+    rolled()
+    for i in range(lo, hi):
+        put(dst, i, span(src, i * length, length) / get(weights, 0))
+
+
+@_kernel
+def spread_runs(src, dst, length, weights, lo, hi):
+    """Fill equal runs of memory, each with one element of `src`, `lo` to `hi`, divided by the area of its window.
+
+    This is what `sum_runs` is in the other direction.
+    Picking the element for each place, as `sum_windows` would do, takes up to three times as long.
+    """
+    rolled()
+    for i in range(lo, hi):
+        s = fill(dst, get(src, i) / get(weights, 0))
+        for k in range(0, length, LANES):
+            write(dst, i * length + k, s, length - k)
+
+
+@_kernel
+def sum_windows(src, dst, H, W, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi):
+    """Sum the windows of the units of work `lo` to `hi` of contiguous planes: small planes or jobs, as the plan says."""
     rolled()
     packed, flat, count, tallest, _, widest, registers = shape
-    if flat > 0 and widest == 0:
-        # The windows are equal runs of memory, one after the other.
-        for i in range(lo, hi):
-            put(dst, i, span(src, i * W, W) / get(weights, 0))
-        return
-
-    pitch = W * inner
-    slab = packed if packed > 0 else max(1, SLAB // (pitch * tallest if weighting == SHARES else pitch))
+    slab = packed if packed > 0 else max(1, SLAB // (W * tallest if weighting == SHARES else W))
     slab = min(slab, hi - lo)
     slack = (registers + 4) * LANES
-    sums = scratch(src, slab * (max(count, H) if packed > 0 else 1) * pitch + slack)
-    scaled = scratch(src, slab * (H if packed > 0 else tallest) * pitch + slack if weighting == SHARES else 0)
+    sums = scratch(src, slab * (max(count, H) if packed > 0 else 1) * W + slack)
+    scaled = scratch(src, slab * (H if packed > 0 else tallest) * W + slack if weighting == SHARES else 0)
     while lo < hi:
         if packed > 0:
             # Whole planes: their row sums lie in a row, and so do their windows.
             plane, j, n = lo, 0, min(slab, hi - lo)
-            rows, length = (1, (n * H - flat + 1) * pitch) if flat > 0 else (n * count, pitch)
+            rows, length = (1, (n * H - flat + 1) * W) if flat > 0 else (n * count, W)
             lines, windows = 1, n * oH * oW
             begin, end = 0, n * H
         else:
             plane, j = lo // count, lo % count
             n = min(slab, hi - lo, count - j)
-            rows, length = n, pitch
+            rows, length = n, W
             lines, windows = n, oW
             begin, end = jobs[0, j], jobs[0, j + n - 1] + jobs[1, j + n - 1]
         if weighting == SHARES:
-            scale(src, (plane * H + begin) * pitch, (end - begin) * W, inner, weights, begin * W, scaled)
-            sum_rows(scaled, -begin * pitch, pitch, length, jobs, j, rows, sums)
+            scale(src, (plane * H + begin) * W, (end - begin) * W, weights, begin * W, scaled)
+            sum_rows(scaled, -begin * W, W, length, jobs, j, rows, sums)
         else:
-            sum_rows(src, plane * H * pitch, pitch, length, jobs, j, rows, sums)
-        to = plane * oH * oW * inner
-        if inner > 1:
-            sum_pixels(sums, W, inner, columns, weights, weighting, j, lines, target, dst, to, windows)
-        elif widest > 0:
+            sum_rows(src, plane * H * W, W, length, jobs, j, rows, sums)
+        to = plane * oH * oW
+        if widest > 0:
             pick_windows(sums, W, first, picks, shape, weights, weighting, j, lines, target, dst, to, windows)
         else:
             span_windows(sums, W, columns, weights, weighting, j, lines, target, dst, to, windows)
         lo += n
 
 
+@_kernel
+def sum_pixels(src, dst, H, W, inner, oH, oW, jobs, target, columns, tallest, direct, weights, weighting, lo, hi):
+    """Sum the windows of the jobs `lo` to `hi` of channels_last planes."""
+    rolled()
+    count = jobs.shape[1]
+    pitch = W * inner
+    slab = min(hi - lo, max(1, SLAB // (pitch * tallest if weighting == SHARES else pitch)))
+    sums = scratch(src, 0 if direct else slab * pitch + LANES)
+    scaled = scratch(src, slab * tallest * pitch + LANES if weighting == SHARES and not direct else 0)
+    while lo < hi:
+        plane, j = lo // count, lo % count
+        n = min(hi - lo, count - j)
+        at, to = plane * H * pitch, plane * oH * oW * inner
+        if direct:
+            pixel_windows(src, at, W, inner, jobs, True, columns, weights, weighting, j, n, target, dst, to, oW)
+        else:
+            n = min(n, slab)
+            if weighting == SHARES:
+                begin, end = jobs[0, j], jobs[0, j + n - 1] + jobs[1, j + n - 1]
+                scale_pixels(src, at + begin * pitch, (end - begin) * W, inner, weights, begin * W, scaled)
+                sum_rows(scaled, -begin * pitch, pitch, pitch, jobs, j, n, sums)
+            else:
+                sum_rows(src, at, pitch, pitch, jobs, j, n, sums)
+            pixel_windows(sums, 0, W, inner, jobs, False, columns, weights, weighting, j, n, target, dst, to, oW)
+        lo += n
+
+
+@_parallel
+def sum_runs_parallel(src, dst, length, weights, count, threads):
+    """Share the work of `sum_runs` out to threads."""
+    for t in prange(threads):
+        sum_runs(src, dst, length, weights, t * count // threads, (t + 1) * count // threads)
+
+
+@_parallel
+def spread_runs_parallel(src, dst, length, weights, count, threads):
+    """Share the work of `spread_runs` out to threads."""
+    for t in prange(threads):
+        spread_runs(src, dst, length, weights, t * count // threads, (t + 1) * count // threads)
+
+
 @_parallel
 def sum_windows_parallel(
-    src, dst, H, W, inner, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, count, threads
+    src, dst, H, W, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, count, threads
 ):
     """Share the work of `sum_windows` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_windows(
-            src, dst, H, W, inner, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi
+        sum_windows(src, dst, H, W, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi)
+
+
+@_parallel
+def sum_pixels_parallel(
+    src, dst, H, W, inner, oH, oW, jobs, target, columns, tallest, direct, weights, weighting, count, threads
+):
+    """Share the work of `sum_pixels` out to threads."""
+    for t in prange(threads):
+        lo, hi = t * count // threads, (t + 1) * count // threads
+        sum_pixels(
+            src, dst, H, W, inner, oH, oW, jobs, target, columns, tallest, direct, weights, weighting, lo, hi
         )
 
 
@@ -338,6 +446,7 @@ def add_pieces(pieces, dst, planes, inner, oH, oW, rows, jobs, target, areas):
 class Plan(NamedTuple):
     """How the windows of ``(H, W)`` planes are summed to ``(oH, oW)`` planes."""
 
+    kernels: tuple  # for one thread and for several
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
     units: int  # of work, in one plane
     pieces: tuple | None  # where windows are cut: rows of pieces, rows and columns of windows, tables
@@ -347,16 +456,23 @@ class Plan(NamedTuple):
 def plan(H, W, oH, oW, inner, dtype, average):
     """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
     dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    if inner == 1 and average and ((oW == 1 and H % oH == 0) or (H == 1 and W % oW == 0)):
-        runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype)
-        if runs:
-            return runs
-    # Windows that are runs of memory, and elements that become one: the same as planes of one row, if it is not too
-    # long for the tables. Rows of one element cost most, so there it may be longer.
-    if inner == 1 and oW == 1 and H % oH == 0 and H * W <= PACK:
-        H, W, oH, oW = 1, H * W, 1, oH
-    elif inner == 1 and W == 1 and oH % H == 0 and oH * oW <= (4 * PACK if oW == 1 else PACK):
-        H, W, oH, oW = 1, H, 1, oH * oW
+    if inner == 1:
+        if average and _is_run(W, oW, H, oH):
+            runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype)
+            if runs:
+                return runs
+        if _is_run(oW, W, oH, H):
+            length = oH * oW // (H * W)
+            if NARROW < length <= PIECE:
+                area = np.full(1, 1 if average else length, dtype)
+                return Plan((spread_runs, spread_runs_parallel), (length, area), H * W, None)
+        # Narrower runs: the same as planes of one row, if it is not too long for the tables.
+        if _is_run(W, oW, H, oH) and H * W <= PACK:
+            H, W, oH, oW = 1, H * W, 1, oH * oW
+        elif _is_run(oW, W, oH, H) and oH * oW <= PACK:
+            H, W, oH, oW = 1, H * W, 1, oH * oW
+    elif H == 1 == oH:
+        H, W, oH, oW = W, 1, oW, 1  # a row of pixels is a column of pixels, which needs no second step
 
     tops, bottoms = pooling_windows(H, oH)
     columns = np.stack(pooling_windows(W, oW))
@@ -372,6 +488,10 @@ def plan(H, W, oH, oW, inner, dtype, average):
             weighting, weights = AREAS, np.full((len(new), oW), areas[0, 0])
         else:
             weighting, weights = SHARES, 1 / areas
+
+    if inner > 1 and oW == 1 and (bottoms - tops).max() <= min(ROWS, PIECE_ROWS // W):
+        # Low windows as wide as the plane are runs of pixels: they are added up at once, as rows of one pixel each.
+        tops, bottoms, H, W, columns, widths = tops * W, bottoms * W, H * W, 1, np.array([[0], [1]]), np.ones(1, int)
 
     pieces = None
     rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
@@ -390,12 +510,18 @@ def plan(H, W, oH, oW, inner, dtype, average):
         weighting, weights = FACTORS, 1 / weights
 
     count, heights = len(tops), bottoms - tops
+    if inner > 1:
+        direct = inner >= LANES and heights.max() * widths.max() <= PIXELS
+        tables = np.stack([tops, heights]), target, columns, int(heights.max()), bool(direct)
+        arguments = H, W, inner, oH, oW, *tables, weights.astype(dtype).ravel(), weighting
+        return Plan((sum_pixels, sum_pixels_parallel), arguments, count, pieces)
+
     packed = flat = 0
     (first, picks), narrow = _NO_PICKS, (0, 0, 0)
-    if inner == 1 and widths.max() <= NARROW:
+    if widths.max() <= NARROW:
         at, wide = columns[0], widths > widths.min()
         elements = max(H * W, oH * oW, count * W)
-        if pieces is None and elements <= PACK:
+        if pieces is None and elements <= PACK and (oH < COPIES * count or oW < 2 * LANES):
             packed = PACK // elements
             if heights.min() == heights.max() and (W <= NARROW or count == H):
                 # Rows from every one on are added, needed or not, in one go through the planes.
@@ -412,7 +538,12 @@ def plan(H, W, oH, oW, inner, dtype, average):
     shape = np.array([packed, flat, count, heights.max(), *narrow])
     weights = np.append(weights, np.ones(LANES)).astype(dtype)  # as many as full lanes read
     tables = np.stack([tops, heights]), target, columns, first, picks, shape, weights, weighting
-    return Plan((H, W, inner, oH, oW, *tables), 1 if packed else count, pieces)
+    return Plan((sum_windows, sum_windows_parallel), (H, W, oH, oW, *tables), 1 if packed else count, pieces)
+
+
+def _is_run(W, oW, H, oH):
+    """Say whether windows of ``(H, W)`` are runs of memory, equally long and one after the other."""
+    return (oW == 1 and H % oH == 0) or (H == oH == 1 and W % oW == 0)
 
 
 def _plan_runs(length, runs, dtype):
@@ -428,10 +559,8 @@ def _plan_runs(length, runs, dtype):
     if cuts > 1:
         jobs = np.stack([np.arange(runs) * cuts, np.full(runs, cuts)])
         pieces = runs * cuts, (runs, 1), (jobs, np.arange(runs + 1), np.full(runs, length, dtype))
-    no_jobs, no_target = np.zeros((2, 0), np.int64), np.zeros(0, np.int64)
-    shape, area = np.array([1, 1, 1, 1, 0, 0, 0]), np.full(1, 1 if pieces else length, dtype)
-    tables = no_jobs, no_target, no_jobs, *_NO_PICKS, shape, area, AREAS
-    return Plan((1, length // cuts, 1, 1, 1, *tables), runs * cuts, pieces)
+    arguments = length // cuts, np.full(1, 1 if pieces else length, dtype)
+    return Plan((sum_runs, sum_runs_parallel), arguments, runs * cuts, pieces)
 
 
 def _picks(at, wide):
@@ -468,16 +597,26 @@ def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
 
 
 def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
-    arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
+    kernels, arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
     count = planes * units
     threads = min(threads, count, 1 + planes * inner * (H * W + oH * oW) // GRAIN)
     if pieces is None:
-        run(sum_windows, sum_windows_parallel, (src, dst, *arguments), count, threads)
+        run(*kernels, (src, dst, *arguments), count, threads)
         return
     rows, (oH, oW), tables = pieces
     sums = np.empty(planes * rows * oW * inner, tables[-1].dtype)
-    run(sum_windows, sum_windows_parallel, (src, sums, *arguments), count, threads)
+    run(*kernels, (src, sums, *arguments), count, threads)
     add_pieces(sums, dst, planes, inner, oH, oW, rows, *tables)
 
 
-keep_compiled(sum_windows, sum_windows_parallel, add_pieces)
+keep_compiled(
+    sum_runs,
+    sum_runs_parallel,
+    spread_runs,
+    spread_runs_parallel,
+    sum_windows,
+    sum_windows_parallel,
+    sum_pixels,
+    sum_pixels_parallel,
+    add_pieces,
+)

@@ -194,6 +194,23 @@ def _parts(builder, value):
 
 
 @intrinsic
+def prefetch(typingctx, array, i):
+    """Ask for the cache line of ``array[i]``, to be read soon; there may be no such element."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature.args[0], *arguments, checked=False)
+        pointer = builder.bitcast(pointer, _i8.as_pointer())
+        name = "llvm.prefetch." + ("p0" if str(pointer.type) == "ptr" else "p0i8")
+        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
+        # For reading, into the second-level cache, and it is data.
+        hints = [_i32(0), _i32(2), _i32(1)]
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [pointer, *hints])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
+@intrinsic
 def get(typingctx, array, i):
     """Return ``array[i]`` in the accumulator's type; `i` is not negative."""
 
@@ -226,8 +243,10 @@ def rolled(typingctx):
     """
 
     def codegen(context, builder, signature, arguments):
-        for attribute in ("optsize", "noinline"):
-            builder.function.attributes.add(attribute)
+        function = builder.function
+        function.attributes.add("optsize")
+        if "alwaysinline" not in function.attributes:
+            function.attributes.add("noinline")
         return context.get_dummy_value()
 
     return types.none(), codegen
