@@ -5,14 +5,14 @@ So the bridge reads the address from a tensor's DLPack capsule, and launches on 
 It is imported with the first CUDA tensor, and so are numba-cuda and the kernels.
 """
 
-import ctypes
 from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
+
+from ._dlpack import address
 
 _DTYPES = {
     torch.float64: "float64",
@@ -20,33 +20,6 @@ _DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
-
-
-class _DLTensor(ctypes.Structure):
-    """The head of a DLPack capsule: ``DLTensor`` of ``dlpack.h``."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("dtype", ctypes.c_uint32),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_void_p
-_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-
-
-def address(tensor: Tensor) -> int:
-    """Return where the memory of `tensor` begins, as its DLPack capsule says."""
-    capsule = to_dlpack(tensor)
-    head = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
-    return head.data + head.byte_offset
 
 
 def forward(input: Tensor, output: Tensor) -> None:

@@ -4,6 +4,7 @@ The only room that knows what DLPack cannot say: that a tensor requires a gradie
 bfloat16.
 """
 
+import ctypes
 import math
 from typing import Any
 
@@ -12,6 +13,26 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
+
+class _DLTensor(ctypes.Structure):
+    """The head of a DLPack capsule: ``DLTensor`` of ``dlpack.h``."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint32),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
 # What memory holds, as NumPy and the kernels see it: half types travel as 16-bit integers, told apart by their sign.
 _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -19,6 +40,15 @@ _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float16: np.dtype(np.int16),
     torch.bfloat16: np.dtype(np.uint16),
 }
+
+# So their capsules say "integers" on the way to NumPy, which does not know bfloat16, and the truth on the way back.
+# DLPack's dtypes are a code, 16 bits and one lane.
+_TO_NUMPY = {torch.float16: 0 | 16 << 8 | 1 << 16, torch.bfloat16: 1 | 16 << 8 | 1 << 16}
+_TO_TORCH = {torch.float16: 2 | 16 << 8 | 1 << 16, torch.bfloat16: 4 | 16 << 8 | 1 << 16}
+
+
+def _head(capsule):
+    return _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
 
 
 # The core of `from_dlpack`, which first asks of what kind its argument is.
@@ -35,7 +65,10 @@ class _Exporter:
         self.tensor = tensor
 
     def __dlpack__(self, **_):
-        return to_dlpack(self.tensor)
+        capsule = to_dlpack(self.tensor)
+        if self.tensor.dtype in _TO_NUMPY:
+            _head(capsule).dtype = _TO_NUMPY[self.tensor.dtype]
+        return capsule
 
     def __dlpack_device__(self):
         return (1, 0)  # kDLCPU
@@ -47,14 +80,10 @@ def as_array(tensor: Tensor, channels_last: bool) -> np.ndarray:
     Float16 comes as int16 and bfloat16 as uint16.
     The tensor must be contiguous in the given format, with its negative bit resolved.
     """
-    dtype = tensor.dtype
-    if dtype is torch.float16 or dtype is torch.bfloat16:
-        tensor = tensor.view(torch.int16)
     array = np.from_dlpack(_Exporter(tensor))
     if channels_last:
         array = array.transpose(0, 2, 3, 1)
-    array = array.ravel()  # no copy: it is contiguous
-    return array.view(np.uint16) if dtype is torch.bfloat16 else array
+    return array.ravel()  # no copy: it is contiguous
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tuple[Tensor, np.ndarray]:
@@ -77,10 +106,14 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
             array = memory.reshape(shape)
     except (MemoryError, ValueError) as error:
         raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
-    if dtype is torch.bfloat16:
-        # Not a view of another tensor, which autograd would refuse to change in place.
-        storage = from_dlpack(memory.view(np.int16)).untyped_storage()
-        strides = [stride // memory.itemsize for stride in array.strides]
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides), memory
-    array = array.view(np.float16) if dtype is torch.float16 else array
-    return _from_capsule(array.__dlpack__()), memory
+    capsule = array.__dlpack__()
+    if dtype in _TO_TORCH:
+        _head(capsule).dtype = _TO_TORCH[dtype]
+    return _from_capsule(capsule), memory
+
+
+def address(tensor: Tensor) -> int:
+    """Return where the memory of `tensor` begins, on its device, as its DLPack capsule says."""
+    capsule = to_dlpack(tensor)
+    head = _head(capsule)
+    return head.data + head.byte_offset

@@ -16,8 +16,8 @@ ROOMS = [
     "_library",
     "_dispatch",
     "_validation",
-    "_dlpack",
     "_cuda_bridge",
+    "_dlpack",
     "kernels.cpu",
     "kernels.simd",
     "kernels.cuda",
@@ -43,7 +43,7 @@ OUTSIDE = {
         "_dlpack",
         "_cuda_bridge",
     },
-    "torch.utils.dlpack": {"_dlpack", "_cuda_bridge"},
+    "torch.utils.dlpack": {"_dlpack"},
     "numba": {"config", "_cache", "_cuda_bridge", "kernels.cpu", "kernels.simd", "kernels.cuda", "kernels.cuda_memory"},
     "llvmlite": {"kernels.simd", "kernels.cuda_memory"},
 }

@@ -21,7 +21,7 @@ Jobs are independent, and each one's order of summation depends on the sizes alo
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -327,7 +327,7 @@ def spread_runs(src, dst, length, weights, lo, hi):
 
 @_kernel
 def sum_windows(src, dst, H, W, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi):
-    """Sum the windows of the units of work `lo` to `hi` of contiguous planes: small planes or jobs, as the plan says."""
+    """Sum the windows of the units of work `lo` to `hi` of contiguous planes: small planes or jobs, as planned."""
     rolled()
     packed, flat, count, tallest, _, widest, registers = shape
     slab = packed if packed > 0 else max(1, SLAB // (W * tallest if weighting == SHARES else W))
@@ -419,9 +419,7 @@ def sum_pixels_parallel(
     """Share the work of `sum_pixels` out to threads."""
     for t in prange(threads):
         lo, hi = t * count // threads, (t + 1) * count // threads
-        sum_pixels(
-            src, dst, H, W, inner, oH, oW, jobs, target, columns, tallest, direct, weights, weighting, lo, hi
-        )
+        sum_pixels(src, dst, H, W, inner, oH, oW, jobs, target, columns, tallest, direct, weights, weighting, lo, hi)
 
 
 @_kernel
@@ -446,7 +444,7 @@ def add_pieces(pieces, dst, planes, inner, oH, oW, rows, jobs, target, areas):
 class Plan(NamedTuple):
     """How the windows of ``(H, W)`` planes are summed to ``(oH, oW)`` planes."""
 
-    kernels: tuple  # for one thread and for several
+    kernels: tuple[Any, Any]  # for one thread and for several
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
     units: int  # of work, in one plane
     pieces: tuple | None  # where windows are cut: rows of pieces, rows and columns of windows, tables
@@ -467,9 +465,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
                 area = np.full(1, 1 if average else length, dtype)
                 return Plan((spread_runs, spread_runs_parallel), (length, area), H * W, None)
         # Narrower runs: the same as planes of one row, if it is not too long for the tables.
-        if _is_run(W, oW, H, oH) and H * W <= PACK:
-            H, W, oH, oW = 1, H * W, 1, oH * oW
-        elif _is_run(oW, W, oH, H) and oH * oW <= PACK:
+        if max(H * W, oH * oW) <= PACK and (_is_run(W, oW, H, oH) or _is_run(oW, W, oH, H)):
             H, W, oH, oW = 1, H * W, 1, oH * oW
     elif H == 1 == oH:
         H, W, oH, oW = W, 1, oW, 1  # a row of pixels is a column of pixels, which needs no second step
@@ -512,8 +508,9 @@ def plan(H, W, oH, oW, inner, dtype, average):
     count, heights = len(tops), bottoms - tops
     if inner > 1:
         direct = inner >= LANES and heights.max() * widths.max() <= PIXELS
-        tables = np.stack([tops, heights]), target, columns, int(heights.max()), bool(direct)
-        arguments = H, W, inner, oH, oW, *tables, weights.astype(dtype).ravel(), weighting
+        jobs = np.stack([tops, heights])
+        choice = int(heights.max()), bool(direct)
+        arguments = H, W, inner, oH, oW, jobs, target, columns, *choice, weights.astype(dtype).ravel(), weighting
         return Plan((sum_pixels, sum_pixels_parallel), arguments, count, pieces)
 
     packed = flat = 0
@@ -597,15 +594,15 @@ def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
 
 
 def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
-    kernels, arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
+    (kernel, parallel_kernel), arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
     count = planes * units
     threads = min(threads, count, 1 + planes * inner * (H * W + oH * oW) // GRAIN)
     if pieces is None:
-        run(*kernels, (src, dst, *arguments), count, threads)
+        run(kernel, parallel_kernel, (src, dst, *arguments), count, threads)
         return
     rows, (oH, oW), tables = pieces
     sums = np.empty(planes * rows * oW * inner, tables[-1].dtype)
-    run(*kernels, (src, sums, *arguments), count, threads)
+    run(kernel, parallel_kernel, (src, sums, *arguments), count, threads)
     add_pieces(sums, dst, planes, inner, oH, oW, rows, *tables)
 
 

@@ -198,7 +198,8 @@ def prefetch(typingctx, array, i):
     """Ask for the cache line of ``array[i]``, to be read soon; there may be no such element."""
 
     def codegen(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], *arguments, checked=False)
+        array, i = arguments
+        pointer = _pointer(context, builder, signature.args[0], array, i, checked=False)
         pointer = builder.bitcast(pointer, _i8.as_pointer())
         name = "llvm.prefetch." + ("p0" if str(pointer.type) == "ptr" else "p0i8")
         function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
