@@ -62,7 +62,7 @@ PACK = 2048
 COPIES = 4
 
 # Elements per thread below which a second thread costs more than it gains.
-GRAIN = 16384
+GRAIN = 32768
 
 # How sums become results. SHARES: each element of `src` is multiplied by its share before it is added.
 # AREAS: the sum is divided by the window's area. FACTORS: it is multiplied by one over the area, a power of two, where
