@@ -236,11 +236,12 @@ def put(typingctx, array, i, value):
 
 @intrinsic
 def rolled(typingctx):
-    """Ask LLVM to leave the loops of the calling kernel as they are written.
+    """Ask LLVM to leave the loops of the calling function as they are written.
 
     Most of them run two or three times, so that unrolling them costs more, when compiling and when running, than it
     gains.
-    Its callers must not take the kernel in, because their loops would not be left alone.
+    Functions that are taken into a kernel are optimized before, so they must ask for themselves.
+    A kernel must not be taken into its callers, whose loops are not left alone.
     """
 
     def codegen(context, builder, signature, arguments):
