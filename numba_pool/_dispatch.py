@@ -39,7 +39,7 @@ class _Call(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _prepare(shape, stride, size, channels_last) -> _Call:
-    """Return the `_Call` for a source of these sizes and strides; for a tiny tensor, this is half of the work.
+    """Return the `_Call` for a source of these sizes and strides; finding it takes longer than a tiny tensor does.
 
     With `channels_last`, or without, the result has that memory format; with None, it has the source's.
     """

