@@ -57,8 +57,19 @@ def _cuda():
     return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
-# Sizes that reach every CPU kernel, serial and parallel: several windows a row, one a row, and a window in pieces.
-_WARM_UP = (((4, 8, 32, 64), (3, 5)), ((4, 8, 32, 64), (1, 1)), ((8, 2, 2100, 16), (1, 2)))
+# Sizes that reach every kernel, serial and parallel: windows of many pixels and of few, whole planes, and a window in
+# pieces, forward and backward; on a GPU, with rows that begin where wide loads can, and with others.
+_WARM_UP = [
+    (shape, output_size)
+    for odd in (0, 1)
+    for shape, output_size in (
+        ((4, 8 - odd, 32, 64 - odd), (3, 5)),
+        ((4, 8 - odd, 32, 64 - odd), (16, 32)),
+        ((4, 8 - odd, 32, 64 - odd), (1, 1)),
+        ((8, 8 - odd, 2100, 16 - odd), (1, 2)),
+        ((8, 8 - odd, 1, 2), (2100, 16 - odd)),
+    )
+]
 
 
 def precompile(

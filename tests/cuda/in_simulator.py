@@ -31,6 +31,8 @@ CASES = {
     "tiles-of-columns": (1, 1, (4, 60, 3, 35)),
     "shared-window": (1, 1, (25, 12, 1, 1)),
     "many-small-planes": (9, 2, (3, 3, 2, 2)),
+    "one-row-to-several": (1, 2, (1, 16, 2, 2)),
+    "several-rows-to-one-column": (1, 2, (4, 6, 2, 1)),
 }
 
 

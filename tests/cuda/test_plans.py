@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("numba.cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
 
+from numba_pool.config import _WARM_UP
 from numba_pool.kernels import cuda as kernels
 from numba_pool.windows import end_index, start_index
 
@@ -114,3 +115,23 @@ def test_the_choice_of_kernel_does_not_hang_on_batch_or_alignment():
                     for planes, rest in ((1, (0, 0, 0, 132)), (64, (1, 0, 0, 108)), (5000, (0, 3, 0, 1)))
                 ]
                 assert len({tuple(name for name, *_ in plan.steps) for plan in plans}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_precompile_reaches_every_kernel(dtype):
+    reached = set()
+    for (N, C, *input_size), output_size in _WARM_UP:
+        for planes, inner in ((N * C, 1), (N, C)):
+            for backward, direction in enumerate((kernels.forward, kernels.backward)):
+                plan = direction(dtype, planes, *input_size, *output_size, inner)
+                reached |= {(kernel, backward) for kernel in plan._kernels}
+    width = kernels.full_width(dtype)
+    for backward in (0, 1):
+        wanted = [
+            kernels.tile_kernel(dtype, backward, kernels.ROOM),
+            kernels.finish_kernel(dtype, backward, kernels.ROOM),
+        ]
+        for factory in (kernels.strip_kernel, kernels.pixel_kernel, kernels.bundle_kernel):
+            wanted += [factory(dtype, backward, columns, kernels.ROOM) for columns in (1, width)]
+        for kernel in wanted:
+            assert (kernel, backward) in reached, kernel.py_func.__name__
