@@ -335,3 +335,44 @@ def test_kernels_stay_within_their_arrays(tmp_path):
     # One type is enough: indices do not depend on it.
     printed = spawn(BOUNDS_CHECKED, ROOT / "tests/test_kernels.py", NUMBA_BOUNDSCHECK=1, NUMBA_CACHE_DIR=tmp_path)
     assert f"{len(CASES)} passed" in printed
+
+
+CONVERT_HALVES = """
+import numba, numpy as np
+from numba_pool.kernels import simd
+
+@numba.njit
+def widen(halves, floats):
+    for i in range(0, halves.size, 16):
+        simd.store(floats, i, simd.load(halves, i, 16), 16)
+
+@numba.njit
+def narrow(floats, halves):
+    for i in range(0, halves.size - 16, 16):
+        simd.store(halves, i, simd.load(floats, i, 16), 16)
+    for i in range(halves.size - 16, halves.size):
+        simd.put(halves, i, simd.get(floats, i))
+
+halves = np.arange(1 << 16).astype(np.uint16).view(np.int16)
+floats = np.empty(halves.size, np.float32)
+widen(halves, floats)
+np.testing.assert_array_equal(floats, halves.view(np.float16))
+
+# Every float16, the middle between it and the next, and what is nearest to both.
+bits = floats[np.isfinite(floats)].view(np.uint32)
+floats = np.concatenate([bits + step for step in (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF)]).astype(np.uint32)
+floats = np.concatenate([floats.view(np.float32), np.float32([np.inf, -np.inf, np.nan, 65520, 1e30, -1e-30, 0, -0.0])])
+floats = np.resize(floats, -(-floats.size // 16) * 16)
+halves = np.empty(floats.size, np.int16)
+narrow(floats, halves)
+with np.errstate(over="ignore", under="ignore"):
+    expected = floats.astype(np.float16)
+np.testing.assert_array_equal(halves.view(np.float16), expected)
+np.testing.assert_array_equal(np.signbit(halves.view(np.float16)), np.signbit(expected))
+"""
+
+
+@pytest.mark.parametrize("processor", ["this", "without F16C"])
+def test_conversion_of_every_half(processor, tmp_path):
+    names = {} if processor == "this" else {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    spawn(CONVERT_HALVES, NUMBA_CACHE_DIR=tmp_path, **names)

@@ -49,36 +49,76 @@ def _like(shape, scalar):
 
 
 def _constant(shape, value):
-    """Return an integer constant of a scalar or vector type."""
+    """Return a constant of a scalar or vector type."""
     return ir.Constant(shape, [value] * shape.count if isinstance(shape, ir.VectorType) else value)
 
 
-def _widen(builder, dtype, bits):
+def _converts_halves(context):
+    """Say whether the processor converts float16 itself; else LLVM would call a function that Numba does not have."""
+    triple, _, features = context.codegen().magic_tuple()
+    return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
+
+
+def _widen(context, builder, dtype, bits):
     """Turn what memory holds (a scalar or a vector) into numbers to compute with."""
+    floats = _like(bits.type, _float)
     if dtype == types.int16:
-        half = builder.bitcast(bits, _like(bits.type, _half))
-        return builder.fpext(half, _like(bits.type, _float))
+        if _converts_halves(context):
+            return builder.fpext(builder.bitcast(bits, _like(bits.type, _half)), floats)
+        return _widen_half(builder, builder.zext(bits, _like(bits.type, _i32)), floats)
     if dtype == types.uint16:
         wide = _like(bits.type, _i32)
         # A bfloat16 is the upper half of a float32.
-        return builder.bitcast(builder.shl(builder.zext(bits, wide), _constant(wide, 16)), _like(bits.type, _float))
+        return builder.bitcast(builder.shl(builder.zext(bits, wide), _constant(wide, 16)), floats)
     return bits
 
 
-def _narrow(builder, dtype, value):
+def _narrow(context, builder, dtype, value):
     """Round computed numbers, to nearest and ties to even, to what memory holds."""
+    shorts, wide = _like(value.type, _i16), _like(value.type, _i32)
     if dtype == types.int16:
-        return builder.bitcast(builder.fptrunc(value, _like(value.type, _half)), _like(value.type, _i16))
+        if _converts_halves(context):
+            return builder.bitcast(builder.fptrunc(value, _like(value.type, _half)), shorts)
+        return builder.trunc(_narrow_half(builder, builder.bitcast(value, wide), value.type), shorts)
     if dtype == types.uint16:
-        wide = _like(value.type, _i32)
         bits = builder.bitcast(value, wide)
         odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
         rounded = builder.add(bits, builder.add(odd, _constant(wide, 0x7FFF)))
         # Rounding up could carry a NaN's payload over into infinity.
         nan = builder.fcmp_unordered("uno", value, value)
         upper = builder.lshr(builder.select(nan, _constant(wide, 0x7FC00000), rounded), _constant(wide, 16))
-        return builder.trunc(upper, _like(value.type, _i16))
+        return builder.trunc(upper, shorts)
     return value
+
+
+def _widen_half(builder, bits, floats):
+    """Turn the bits of float16, in 32-bit integers, into float32."""
+    sign = builder.shl(builder.and_(bits, _constant(bits.type, 0x8000)), _constant(bits.type, 16))
+    magnitude = builder.shl(builder.and_(bits, _constant(bits.type, 0x7FFF)), _constant(bits.type, 13))
+    # Exponents count from 15 in float16 and from 127 in float32; a product makes up for it, subnormal numbers included.
+    value = builder.fmul(builder.bitcast(magnitude, floats), _constant(floats, 2.0**112))
+    special = builder.icmp_unsigned(">=", magnitude, _constant(bits.type, 0x1F << 23))  # infinity and NaN
+    infinite = builder.or_(magnitude, _constant(bits.type, 0xFF << 23))
+    finite = builder.bitcast(value, bits.type)
+    return builder.bitcast(builder.or_(builder.select(special, infinite, finite), sign), floats)
+
+
+def _narrow_half(builder, bits, floats):
+    """Round float32, given as 32-bit integers, to the bits of float16."""
+    sign = builder.and_(builder.lshr(bits, _constant(bits.type, 16)), _constant(bits.type, 0x8000))
+    magnitude = builder.and_(bits, _constant(bits.type, 0x7FFFFFFF))
+    # The sum rounds a subnormal result: its last bit is worth what the last bit of 0.5 is.
+    half = _constant(floats, 0.5)
+    sum_bits = builder.bitcast(builder.fadd(builder.bitcast(magnitude, floats), half), bits.type)
+    subnormal = builder.sub(sum_bits, builder.bitcast(half, bits.type))
+    odd = builder.and_(builder.lshr(magnitude, _constant(bits.type, 13)), _constant(bits.type, 1))
+    rebased = builder.sub(magnitude, _constant(bits.type, 112 << 23))
+    normal = builder.lshr(builder.add(rebased, builder.add(odd, _constant(bits.type, 0xFFF))), _constant(bits.type, 13))
+    result = builder.select(builder.icmp_unsigned("<", magnitude, _constant(bits.type, 113 << 23)), subnormal, normal)
+    infinite = builder.icmp_unsigned(">=", magnitude, _constant(bits.type, 143 << 23))  # 2^16 and above
+    result = builder.select(infinite, _constant(bits.type, 0x7C00), result)
+    nan = builder.icmp_unsigned(">", magnitude, _constant(bits.type, 0xFF << 23))
+    return builder.or_(builder.select(nan, _constant(bits.type, 0x7E00), result), sign)
 
 
 def _pointer(context, builder, array_type, array, i, checked=None):
@@ -132,7 +172,7 @@ def load(typingctx, array, i, n):
         array, i, n = arguments
         pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, n)
         bits = _masked(builder, "load", vector, [pointer], n)
-        return _widen(builder, signature.args[0].dtype, bits)
+        return _widen(context, builder, signature.args[0].dtype, bits)
 
     return lanes(array, types.intp, types.intp), codegen
 
@@ -144,7 +184,7 @@ def store(typingctx, array, i, lanes, n):
     def codegen(context, builder, signature, arguments):
         array, i, lanes, n = arguments
         pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, n)
-        bits = _narrow(builder, signature.args[0].dtype, lanes)
+        bits = _narrow(context, builder, signature.args[0].dtype, lanes)
         _masked(builder, "store", vector, [bits, pointer], n)
 
     return types.void(array, types.intp, Lanes(_accumulator(array)), types.intp), codegen
@@ -217,7 +257,7 @@ def get(typingctx, array, i):
 
     def codegen(context, builder, signature, arguments):
         bits = builder.load(_pointer(context, builder, signature.args[0], *arguments))
-        return _widen(builder, signature.args[0].dtype, bits)
+        return _widen(context, builder, signature.args[0].dtype, bits)
 
     return _accumulator(array)(array, types.intp), codegen
 
@@ -228,7 +268,7 @@ def put(typingctx, array, i, value):
 
     def codegen(context, builder, signature, arguments):
         array, i, value = arguments
-        bits = _narrow(builder, signature.args[0].dtype, value)
+        bits = _narrow(context, builder, signature.args[0].dtype, value)
         builder.store(bits, _pointer(context, builder, signature.args[0], array, i))
 
     return types.void(array, types.intp, _accumulator(array)), codegen
