@@ -455,17 +455,17 @@ def plan(H, W, oH, oW, inner, dtype, average):
     """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
     dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     if inner == 1:
-        if average and _is_run(W, oW, H, oH):
+        if average and _are_runs(H, W, oH, oW):
             runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype)
             if runs:
                 return runs
-        if _is_run(oW, W, oH, H):
+        if _are_runs(oH, oW, H, W):
             length = oH * oW // (H * W)
             if NARROW < length <= PIECE:
                 area = np.full(1, 1 if average else length, dtype)
                 return Plan((spread_runs, spread_runs_parallel), (length, area), H * W, None)
         # Narrower runs: the same as planes of one row, if it is not too long for the tables.
-        if max(H * W, oH * oW) <= PACK and (_is_run(W, oW, H, oH) or _is_run(oW, W, oH, H)):
+        if max(H * W, oH * oW) <= PACK and (_are_runs(H, W, oH, oW) or _are_runs(oH, oW, H, W)):
             H, W, oH, oW = 1, H * W, 1, oH * oW
     elif H == 1 == oH:
         H, W, oH, oW = W, 1, oW, 1  # a row of pixels is a column of pixels, which needs no second step
@@ -538,7 +538,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
     return Plan((sum_windows, sum_windows_parallel), (H, W, oH, oW, *tables), 1 if packed else count, pieces)
 
 
-def _is_run(W, oW, H, oH):
+def _are_runs(H, W, oH, oW):
     """Say whether windows of ``(H, W)`` are runs of memory, equally long and one after the other."""
     return (oW == 1 and H % oH == 0) or (H == oH == 1 and W % oW == 0)
 
