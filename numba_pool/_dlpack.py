@@ -109,6 +109,10 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
     capsule = array.__dlpack__()
     if dtype in _TO_TORCH:
         _head(capsule).dtype = _TO_TORCH[dtype]
+    if channels_last and array.flags.c_contiguous:
+        # Both formats are the same memory, and NumPy before 2.4 leaves the strides out, which tell them apart.
+        strides = (ctypes.c_int64 * 4)(H * W * C, 1, W * C, C)
+        _head(capsule).strides = ctypes.addressof(strides)
     return _from_capsule(capsule), memory
 
 
