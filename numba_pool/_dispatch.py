@@ -44,11 +44,10 @@ def _prepare(shape, stride, size, channels_last) -> _Call:
     With `channels_last`, or without, the result has that memory format; with None, it has the source's.
     """
     source = torch.empty_strided(shape, stride, device="meta")
-    read_channels_last = is_channels_last(source) if channels_last is None else channels_last
-    result_channels_last = read_channels_last
-    if channels_last is not None and size == (1, 1):
-        # A plane of one element is the same memory in both formats: a gradient can be read as it is laid out.
-        read_channels_last = is_channels_last(source)
+    as_laid_out = is_channels_last(source)
+    result_channels_last = as_laid_out if channels_last is None else channels_last
+    # A plane of one element is the same memory in both formats: there a gradient can be read as it is laid out.
+    read_channels_last = as_laid_out if size == (1, 1) else result_channels_last
     in_place = source.is_contiguous(memory_format=_memory_format(read_channels_last))
     planes, inner = shape[:2] if read_channels_last else (math.prod(shape[:-2]), 1)
     return _Call(read_channels_last, in_place, planes, inner, (*shape[:-2], *size), result_channels_last)

@@ -42,9 +42,10 @@ _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 # So their capsules say "integers" on the way to NumPy, which does not know bfloat16, and the truth on the way back.
-# DLPack's dtypes are a code, 16 bits and one lane.
-_TO_NUMPY = {torch.float16: 0 | 16 << 8 | 1 << 16, torch.bfloat16: 1 | 16 << 8 | 1 << 16}
-_TO_TORCH = {torch.float16: 2 | 16 << 8 | 1 << 16, torch.bfloat16: 4 | 16 << 8 | 1 << 16}
+# DLPack's dtypes are a code, here with 16 bits and one lane.
+_SHORT = 16 << 8 | 1 << 16
+_TO_NUMPY = {torch.float16: 0 | _SHORT, torch.bfloat16: 1 | _SHORT}
+_TO_TORCH = {torch.float16: 2 | _SHORT, torch.bfloat16: 4 | _SHORT}
 
 
 def _head(capsule):

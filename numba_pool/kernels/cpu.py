@@ -455,17 +455,18 @@ def plan(H, W, oH, oW, inner, dtype, average):
     """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
     dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     if inner == 1:
-        if average and _are_runs(H, W, oH, oW):
+        from_runs, to_runs = _are_runs(H, W, oH, oW), _are_runs(oH, oW, H, W)
+        if average and from_runs:
             runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype)
             if runs:
                 return runs
-        if _are_runs(oH, oW, H, W):
+        if to_runs:
             length = oH * oW // (H * W)
             if NARROW < length <= PIECE:
                 area = np.full(1, 1 if average else length, dtype)
                 return Plan((spread_runs, spread_runs_parallel), (length, area), H * W, None)
         # Narrower runs: the same as planes of one row, if it is not too long for the tables.
-        if max(H * W, oH * oW) <= PACK and (_are_runs(H, W, oH, oW) or _are_runs(oH, oW, H, W)):
+        if max(H * W, oH * oW) <= PACK and (from_runs or to_runs):
             H, W, oH, oW = 1, H * W, 1, oH * oW
     elif H == 1 == oH:
         H, W, oH, oW = W, 1, oW, 1  # a row of pixels is a column of pixels, which needs no second step

@@ -81,14 +81,18 @@ def _narrow(context, builder, dtype, value):
             return builder.bitcast(builder.fptrunc(value, _like(value.type, _half)), shorts)
         return builder.trunc(_narrow_half(builder, builder.bitcast(value, wide), value.type), shorts)
     if dtype == types.uint16:
-        bits = builder.bitcast(value, wide)
-        odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
-        rounded = builder.add(bits, builder.add(odd, _constant(wide, 0x7FFF)))
+        upper = _round_off(builder, builder.bitcast(value, wide), 16)
         # Rounding up could carry a NaN's payload over into infinity.
         nan = builder.fcmp_unordered("uno", value, value)
-        upper = builder.lshr(builder.select(nan, _constant(wide, 0x7FC00000), rounded), _constant(wide, 16))
-        return builder.trunc(upper, shorts)
+        return builder.trunc(builder.select(nan, _constant(wide, 0x7FC0), upper), shorts)
     return value
+
+
+def _round_off(builder, bits, count):
+    """Drop the lowest `count` bits of integers, rounding to nearest and ties to even."""
+    odd = builder.and_(builder.lshr(bits, _constant(bits.type, count)), _constant(bits.type, 1))
+    almost_half = _constant(bits.type, (1 << (count - 1)) - 1)
+    return builder.lshr(builder.add(bits, builder.add(odd, almost_half)), _constant(bits.type, count))
 
 
 def _widen_half(builder, bits, floats):
@@ -111,9 +115,7 @@ def _narrow_half(builder, bits, floats):
     half = _constant(floats, 0.5)
     sum_bits = builder.bitcast(builder.fadd(builder.bitcast(magnitude, floats), half), bits.type)
     subnormal = builder.sub(sum_bits, builder.bitcast(half, bits.type))
-    odd = builder.and_(builder.lshr(magnitude, _constant(bits.type, 13)), _constant(bits.type, 1))
-    rebased = builder.sub(magnitude, _constant(bits.type, 112 << 23))
-    normal = builder.lshr(builder.add(rebased, builder.add(odd, _constant(bits.type, 0xFFF))), _constant(bits.type, 13))
+    normal = _round_off(builder, builder.sub(magnitude, _constant(bits.type, 112 << 23)), 13)
     result = builder.select(builder.icmp_unsigned("<", magnitude, _constant(bits.type, 113 << 23)), subnormal, normal)
     infinite = builder.icmp_unsigned(">=", magnitude, _constant(bits.type, 143 << 23))  # 2^16 and above
     result = builder.select(infinite, _constant(bits.type, 0x7C00), result)
