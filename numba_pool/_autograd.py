@@ -7,10 +7,12 @@ Its gradient needs the shape of the input and never its values, and the gradient
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from . import _dispatch, _library
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -22,21 +24,23 @@ def _has_memory(tensor):
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of autograd.grad(..., is_grads_batched=True)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
+        and not _functorch.is_legacy_batchedtensor(tensor)  # of autograd.grad(..., is_grads_batched=True)
+        and not _functorch.is_functorch_wrapped_tensor(tensor)  # one that outlived its transform
     )
 
 
 def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a checked tensor; the result carries whatever derivatives torch asks for."""
     if not _has_memory(input):
+        if torch.compiler.is_compiling() and _is_exporting():
+            return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
         return _library.adaptive_avg_pool2d(input, output_size)
     oH, oW = output_size
     if type(oH) is not int or type(oW) is not int:
         output_size = (int(oH), int(oW))  # symbols, which torch keeps for sizes while it traces: a kernel needs numbers
     if (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return _apply_pool(input, output_size)
-    return _dispatch.forward(input, output_size)
+    return _dispatch.forward(input, output_size).run(input)
 
 
 def pool_backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
@@ -45,7 +49,7 @@ def pool_backward(grad_output: Tensor, input_size: tuple[int, int], channels_las
         return _library.adaptive_avg_pool2d_backward(grad_output, input_size, channels_last)
     if (grad_output.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return _apply_pool_backward(grad_output, input_size, channels_last)
-    return _dispatch.backward(grad_output, input_size, channels_last)
+    return _dispatch.backward(grad_output, input_size, channels_last).run(grad_output)
 
 
 class _Pool(torch.autograd.Function):
@@ -57,18 +61,17 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, output_size):
-        ctx.input_size = input.shape[-2:]
-        ctx.output_size = output_size
-        ctx.channels_last = _dispatch.is_channels_last(input)
-        return _dispatch.forward(input, output_size)
+        ctx.call = call = _dispatch.forward(input, output_size)
+        return call.run(input)
 
     @staticmethod
     def backward(ctx, grad_output):
-        return pool_backward(grad_output, ctx.input_size, ctx.channels_last), None
+        call = ctx.call
+        return pool_backward(grad_output, call.source_size, call.channels_last), None
 
     @staticmethod
     def jvp(ctx, input_tangent, _output_size):
-        return pool(input_tangent, ctx.output_size)
+        return pool(input_tangent, ctx.call.target_size)
 
 
 class _PoolBackward(torch.autograd.Function):
@@ -76,18 +79,17 @@ class _PoolBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, grad_output, input_size, channels_last):
-        ctx.input_size = input_size
-        ctx.output_size = grad_output.shape[-2:]
-        ctx.channels_last = channels_last
-        return _dispatch.backward(grad_output, input_size, channels_last)
+        ctx.call = call = _dispatch.backward(grad_output, input_size, channels_last)
+        return call.run(grad_output)
 
     @staticmethod
     def backward(ctx, grad_grad_input):
-        return pool(grad_grad_input, ctx.output_size), None, None
+        return pool(grad_grad_input, ctx.call.source_size), None, None
 
     @staticmethod
     def jvp(ctx, grad_output_tangent, _input_size, _channels_last):
-        return pool_backward(grad_output_tangent, ctx.input_size, ctx.channels_last)
+        call = ctx.call
+        return pool_backward(grad_output_tangent, call.target_size, call.channels_last)
 
 
 # ``apply`` less what it does for functorch's transforms, which do not come this way.

@@ -26,72 +26,77 @@ def is_channels_last(tensor: Tensor) -> bool:
     return c > 0 and C * c <= w and W * w <= h and H * h <= n and H * h != c and N * C * H * W > 0
 
 
-class _Call(NamedTuple):
-    """What follows from sizes and strides alone."""
+class Call(NamedTuple):
+    """How a tensor of given sizes, strides, dtype and device is pooled, or a gradient spread: what `run` needs."""
 
-    channels_last: bool  # how the source is read
-    in_place: bool  # or through a copy
-    planes: int
-    inner: int  # elements of a pixel in memory
-    shape: tuple[int, ...]  # of the result
-    result_channels_last: bool
+    direction: str
+    source_size: tuple[int, int]
+    target_size: tuple[int, int]
+    channels_last: bool  # how the target is laid out
+    shape: tuple[int, ...]  # of the target
+    reads_channels_last: bool
+    reads_in_place: bool  # or through a copy
+    plan: cpu.Plan | None  # on the CPU, where there is something to compute
+
+    def run(self, source: Tensor) -> Tensor:
+        """Return the target for `source`, which must be as planned."""
+        if self.source_size == self.target_size:
+            return source.clone(memory_format=_memory_format(self.channels_last))
+        if not self.reads_in_place:
+            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last))
+        if source.is_neg():
+            source = source.resolve_neg()
+        if self.plan is not None:
+            target, memory = _dlpack.empty(self.shape, source.dtype, self.channels_last)
+            self.plan.run(_dlpack.as_array(source), memory, torch.get_num_threads())
+            return target
+        memory_format = _memory_format(self.channels_last)
+        target = torch.empty(self.shape, dtype=source.dtype, device=source.device, memory_format=memory_format)
+        if target.numel():
+            from . import _cuda_bridge
+
+            getattr(_cuda_bridge, self.direction)(source, target)
+        return target
+
+
+def forward(input: Tensor, output_size: tuple[int, int]) -> Call:
+    """Plan the pooling of a checked tensor to `output_size`, ``(oH, oW)``."""
+    return _plan("forward", input.shape, input.stride(), input.dtype, input.is_cuda, output_size, None)
+
+
+def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Call:
+    """Plan how a checked gradient spreads over an input of height and width `input_size`, in the input's memory
+    format."""
+    layout = grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.is_cuda
+    return _plan("backward", *layout, input_size, channels_last)
 
 
 @lru_cache(maxsize=1024)
-def _prepare(shape, stride, size, channels_last) -> _Call:
-    """Return the `_Call` for a source of these sizes and strides; finding it takes longer than a tiny tensor does.
+def _plan(direction, shape, stride, dtype, is_cuda, target_size, channels_last):
+    """Return the call for such a source; making it takes longer than pooling a tiny tensor does.
 
-    With `channels_last`, or without, the result has that memory format; with None, it has the source's.
+    With `channels_last`, or without, the target has that memory format; with None, it has the source's.
     """
-    source = torch.empty_strided(shape, stride, device="meta")
+    source = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    if direction == "backward" and not source.numel():
+        check_grad_output(source, target_size)  # an empty batch passes, empty planes do not
+    source_size = tuple(shape[-2:])
     as_laid_out = is_channels_last(source)
-    result_channels_last = as_laid_out if channels_last is None else channels_last
+    if channels_last is None:
+        channels_last = as_laid_out
     # A plane of one element is the same memory in both formats: there a gradient can be read as it is laid out.
-    read_channels_last = as_laid_out if size == (1, 1) else result_channels_last
-    in_place = source.is_contiguous(memory_format=_memory_format(read_channels_last))
-    planes, inner = shape[:2] if read_channels_last else (math.prod(shape[:-2]), 1)
-    return _Call(read_channels_last, in_place, planes, inner, (*shape[:-2], *size), result_channels_last)
-
-
-def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """Pool a checked tensor to `output_size`, ``(oH, oW)``."""
-    return _launch("forward", input, output_size, _prepare(input.shape, input.stride(), output_size, None))
-
-
-def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
-    """Spread a checked gradient over an input of height and width `input_size`, in the input's memory format."""
-    if not grad_output.numel():
-        check_grad_output(grad_output, input_size)  # an empty batch passes, empty planes do not
-    call = _prepare(grad_output.shape, grad_output.stride(), input_size, channels_last)
-    return _launch("backward", grad_output, input_size, call)
-
-
-def _launch(direction, source, size, call):
-    """Return the result of one direction, of height and width `size`."""
-    H, W = source.shape[-2:]
-    if size == (H, W):
-        return source.clone(memory_format=_memory_format(call.result_channels_last))
-    if not call.in_place:
-        source = source.contiguous(memory_format=_memory_format(call.channels_last))
-    if source.is_neg():
-        source = source.resolve_neg()
-    if source.is_cuda:
-        from . import _cuda_bridge
-
-        memory_format = _memory_format(call.result_channels_last)
-        target = torch.empty(call.shape, dtype=source.dtype, device=source.device, memory_format=memory_format)
-        if target.numel():
-            (_cuda_bridge.forward if direction == "forward" else _cuda_bridge.backward)(source, target)
-        return target
-    target, memory = _dlpack.empty(call.shape, source.dtype, call.result_channels_last)
-    if memory.size:
-        array = _dlpack.as_array(source, call.channels_last)
-        (h, w), threads = size, torch.get_num_threads()
-        if direction == "forward":
-            cpu.forward(array, memory, call.planes, H, W, call.inner, h, w, threads)
-        else:
-            cpu.backward(array, memory, call.planes, h, w, call.inner, H, W, threads)
-    return target
+    reads_channels_last = as_laid_out if target_size == (1, 1) else channels_last
+    reads_in_place = source.is_contiguous(memory_format=_memory_format(reads_channels_last))
+    target_shape = (*shape[:-2], *target_size)
+    plan = None
+    if not is_cuda and math.prod(target_shape) and source_size != target_size:
+        _dlpack.empty(target_shape, dtype, False)  # raises where it cannot be had, before tables as long are made
+        planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
+        sizes = (*source_size, *target_size) if direction == "forward" else (*target_size, *source_size)
+        plan = getattr(cpu, direction)(_dlpack.ARRAY_DTYPES[dtype], planes, *sizes, inner)
+    return Call(
+        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_in_place, plan
+    )
 
 
 def _memory_format(channels_last):

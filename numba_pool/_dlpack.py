@@ -5,7 +5,6 @@ bfloat16.
 """
 
 import ctypes
-import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 # What memory holds, as NumPy and the kernels see it: half types travel as 16-bit integers, told apart by their sign.
-_ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.float16: np.dtype(np.int16),
@@ -46,6 +45,10 @@ _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 _SHORT = 16 << 8 | 1 << 16
 _TO_NUMPY = {torch.float16: 0 | _SHORT, torch.bfloat16: 1 | _SHORT}
 _TO_TORCH = {torch.float16: 2 | _SHORT, torch.bfloat16: 4 | _SHORT}
+
+# NumPy before 2.4 leaves out the strides of C-contiguous arrays, which tell the memory formats apart where both are the
+# same memory.
+_LEAVES_STRIDES_OUT = np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 
 def _head(capsule):
@@ -75,16 +78,13 @@ class _Exporter:
         return (1, 0)  # kDLCPU
 
 
-def as_array(tensor: Tensor, channels_last: bool) -> np.ndarray:
-    """Return the memory of a dense CPU tensor as a flat array, without a copy, in the order of memory.
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Return the memory of a CPU tensor as a flat array, without a copy, in the order of memory.
 
     Float16 comes as int16 and bfloat16 as uint16.
-    The tensor must be contiguous in the given format, with its negative bit resolved.
+    The tensor must be contiguous or channels_last, with its negative bit resolved.
     """
-    array = np.from_dlpack(_Exporter(tensor))
-    if channels_last:
-        array = array.transpose(0, 2, 3, 1)
-    return array.ravel()  # no copy: it is contiguous
+    return np.from_dlpack(_Exporter(tensor)).ravel("K")
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tuple[Tensor, np.ndarray]:
@@ -99,19 +99,20 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
         If there is not so much memory, as torch's own allocator does.
     """
     try:
-        memory = np.empty(math.prod(shape), _ARRAY_DTYPES[dtype])
         if channels_last:
             N, C, H, W = shape
-            array = memory.reshape(N, H, W, C).transpose(0, 3, 1, 2)
+            array = np.empty((N, H, W, C), ARRAY_DTYPES[dtype])
         else:
-            array = memory.reshape(shape)
+            array = np.empty(shape, ARRAY_DTYPES[dtype])
     except (MemoryError, ValueError) as error:
         raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
+    memory = array.ravel()
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
     capsule = array.__dlpack__()
     if dtype in _TO_TORCH:
         _head(capsule).dtype = _TO_TORCH[dtype]
-    if channels_last and array.flags.c_contiguous:
-        # Both formats are the same memory, and NumPy before 2.4 leaves the strides out, which tell them apart.
+    if channels_last and _LEAVES_STRIDES_OUT and array.flags.c_contiguous:
         strides = (ctypes.c_int64 * 4)(H * W * C, 1, W * C, C)
         _head(capsule).strides = ctypes.addressof(strides)
     return _from_capsule(capsule), memory

@@ -32,13 +32,14 @@ adaptive_avg_pool2d_backward = torch.ops.numba_pool.adaptive_avg_pool2d_backward
 def _forward(input: Tensor, output_size) -> Tensor:
     sizes = check_output_size(input, output_size)
     check_input(input)
-    return _dispatch.forward(input, sizes)
+    return _dispatch.forward(input, sizes).run(input)
 
 
 @torch.library.impl("numba_pool::adaptive_avg_pool2d_backward", ("CPU", "CUDA"), lib=_library)
 def _backward(grad_output: Tensor, input_size, channels_last: bool) -> Tensor:
     check_grad_output(grad_output, input_size)
-    return _dispatch.backward(grad_output, tuple(input_size), channels_last and grad_output.dim() == 4)
+    call = _dispatch.backward(grad_output, tuple(input_size), channels_last and grad_output.dim() == 4)
+    return call.run(grad_output)
 
 
 def _new(like, shape, channels_last):

@@ -15,17 +15,17 @@ _used = False
 _inherited = False
 
 
-def run(kernel, parallel_kernel, arguments, count, threads):
-    """Do the work items 0 to `count` of a kernel on up to `threads` threads."""
+def run_in_pool(parallel_kernel, *arguments):
+    """Call a parallel kernel, if this Python thread may enter the pool now; say whether it did."""
     global _used
-    if threads > 1 and not _inherited and _pool.acquire(blocking=False):
-        try:
-            _used = True
-            parallel_kernel(*arguments, count, threads)
-        finally:
-            _pool.release()
-    else:
-        kernel(*arguments, 0, count)
+    if _inherited or not _pool.acquire(blocking=False):
+        return False
+    try:
+        _used = True
+        parallel_kernel(*arguments)
+    finally:
+        _pool.release()
+    return True
 
 
 def _after_fork_in_child():

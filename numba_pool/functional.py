@@ -7,8 +7,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from ._autograd import pool
 from ._validation import check_input, check_output_size
 
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
 
 def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     r"""Average-pool a feature map of any height and width to a given height and width.
@@ -79,6 +77,4 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
     sizes = check_output_size(input, output_size)
     check_input(input)
-    if torch.compiler.is_compiling() and _is_exporting():
-        return torch.nn.functional.adaptive_avg_pool2d(input, sizes)
     return pool(input, sizes)

@@ -120,7 +120,17 @@ def launch(kernel, source, size, sizes, encoding, channels_last, threads):
     return result.reshape(shape).transpose(back)
 
 
-def check(case, encoding, forward=cpu.forward, backward=cpu.backward):
+def forward(src, dst, planes, H, W, inner, oH, oW, threads):
+    """Plan and run, as all kernels here do it: sizes in, `dst` filled."""
+    cpu.forward(src.dtype, planes, H, W, oH, oW, inner).run(src, dst, threads)
+
+
+def backward(src, dst, planes, H, W, inner, oH, oW, threads):
+    """Plan and run."""
+    cpu.backward(src.dtype, planes, H, W, oH, oW, inner).run(src, dst, threads)
+
+
+def check(case, encoding, forward=forward, backward=backward):
     """Hold kernels to the reference, in both directions and layouts, and to the same bits on any number of threads."""
     N, C, *sizes = case
     rng = np.random.default_rng(0)
@@ -273,12 +283,12 @@ def half_sums_backward(array, H, W, oH, oW, threads):
 
 def reading_outside_forward(src, dst, *sizes):
     """Read one element to the right of the right one."""
-    cpu.forward(np.lib.stride_tricks.as_strided(src[1:], src.shape, src.strides, writeable=False), dst, *sizes)
+    forward(np.lib.stride_tricks.as_strided(src[1:], src.shape, src.strides, writeable=False), dst, *sizes)
 
 
 def writing_outside_forward(src, dst, *sizes):
     """Do everything right, and then one element too much."""
-    cpu.forward(src, dst, *sizes)
+    forward(src, dst, *sizes)
     dst.base[GUARD + dst.size] = 0
 
 

@@ -55,10 +55,10 @@ def test_gradcheck(shape, output_size):
 
 
 def test_gradcheck_tells_a_wrong_gradient(monkeypatch):
-    from numba_pool import _dispatch
+    from numba_pool import _autograd
 
-    right = _dispatch.backward
-    monkeypatch.setattr(_dispatch, "backward", lambda *arguments: right(*arguments) * 1.01)
+    right = _autograd.pool_backward
+    monkeypatch.setattr(_autograd, "pool_backward", lambda *arguments: right(*arguments) * 1.01)
     with pytest.raises(GradcheckError):
         torch.autograd.gradcheck(partial(adaptive_avg_pool2d, output_size=2), double(1, 1, 3, 3).requires_grad_())
 

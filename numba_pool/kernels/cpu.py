@@ -27,7 +27,7 @@ import numpy as np
 from numba import njit, prange
 
 from .._cache import keep_compiled
-from .._threads import run
+from .._threads import run_in_pool
 from ..windows import pooling_windows
 from .simd import LANES, fill, get, load, pick, prefetch, put, rolled, scratch, store, total
 
@@ -442,18 +442,69 @@ def add_pieces(pieces, dst, planes, inner, oH, oW, rows, jobs, target, areas):
 
 
 class Plan(NamedTuple):
-    """How the windows of ``(H, W)`` planes are summed to ``(oH, oW)`` planes."""
+    """How one pooling of given sizes is done: worked out once, used many times."""
 
     kernels: tuple[Any, Any]  # for one thread and for several
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
-    units: int  # of work, in one plane
-    pieces: tuple | None  # where windows are cut: rows of pieces, rows and columns of windows, tables
+    count: int  # units of work
+    threads: int  # the most that are worth their start
+    pieces: tuple | None  # where windows are cut: size and dtype of their sums, what `add_pieces` gets beside the arrays
+
+    def run(self, src, dst, threads):
+        """Fill `dst` from `src`, flat arrays, on up to `threads` threads."""
+        sums = dst if self.pieces is None else np.empty(*self.pieces[:2])
+        kernel, parallel_kernel = self.kernels
+        threads = min(threads, self.threads)
+        if threads == 1 or not run_in_pool(parallel_kernel, src, sums, *self.arguments, self.count, threads):
+            kernel(src, sums, *self.arguments, 0, self.count)
+        if self.pieces is not None:
+            add_pieces(sums, dst, *self.pieces[2])
+
+
+def forward(dtype, planes, H, W, oH, oW, inner=1):
+    """Plan the average of every window: input of ``(H, W)`` to output of ``(oH, oW)``.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Type of input and output; halves travel as int16 (float16) or uint16 (bfloat16).
+    planes : int
+        How many planes lie one after the other: ``N * C`` for contiguous tensors, ``N`` for channels_last.
+    H, W, oH, oW : int
+        Sizes of a plane, in elements (channels_last: pixels), all at least 1.
+    inner : int
+        Elements of a pixel: 1 for contiguous tensors, ``C`` for channels_last.
+
+    Returns
+    -------
+    Plan
+        Its `run` fills the output.
+    """
+    return _plan(dtype, planes, H, W, oH, oW, inner, True)
+
+
+def backward(dtype, planes, H, W, oH, oW, inner=1):
+    """Plan the gradient of :func:`forward`: grad_output of ``(oH, oW)`` to grad_input of ``(H, W)``.
+
+    Parameters and result are those of :func:`forward`.
+    """
+    return _plan(dtype, planes, oH, oW, H, W, inner, False)
+
+
+def _plan(dtype, planes, H, W, oH, oW, inner, average):
+    dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    kernels, arguments, units, pieces = _plan_plane(dtype, H, W, oH, oW, inner, average)
+    count = planes * units
+    threads = min(count, 1 + planes * inner * (H * W + oH * oW) // GRAIN)
+    if pieces is not None:
+        rows, (oH, oW), *tables = pieces
+        pieces = planes * rows * oW * inner, dtype, (planes, inner, oH, oW, rows, *tables)
+    return Plan(kernels, arguments, count, threads, pieces)
 
 
 @lru_cache(maxsize=1024)
-def plan(H, W, oH, oW, inner, dtype, average):
-    """Return the `Plan` for arrays of `dtype`; it is kept for the next call."""
-    dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+def _plan_plane(dtype, H, W, oH, oW, inner, average):
+    """Return how one plane is done: the kernels, their arguments, the units of work, and where windows are cut."""
     if inner == 1:
         from_runs, to_runs = _are_runs(H, W, oH, oW), _are_runs(oH, oW, H, W)
         if average and from_runs:
@@ -464,7 +515,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
             length = oH * oW // (H * W)
             if NARROW < length <= PIECE:
                 area = np.full(1, 1 if average else length, dtype)
-                return Plan((spread_runs, spread_runs_parallel), (length, area), H * W, None)
+                return (spread_runs, spread_runs_parallel), (length, area), H * W, None
         # Narrower runs: the same as planes of one row, if it is not too long for the tables.
         if max(H * W, oH * oW) <= PACK and (from_runs or to_runs):
             H, W, oH, oW = 1, H * W, 1, oH * oW
@@ -496,7 +547,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
     if counts.max() > 1:
         last = np.cumsum(counts)
         areas = weights if weighting == AREAS else np.ones((len(new), oW))
-        pieces = int(last[-1]), (oH, oW), (np.stack([last - counts, counts]), target, areas.astype(dtype).ravel())
+        pieces = int(last[-1]), (oH, oW), np.stack([last - counts, counts]), target, areas.astype(dtype).ravel()
         nth = np.arange(last[-1]) - np.repeat(last - counts, counts)
         tops = np.repeat(tops, counts) + nth * rows
         bottoms = np.minimum(tops + rows, np.repeat(bottoms, counts))
@@ -512,7 +563,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
         jobs = np.stack([tops, heights])
         choice = int(heights.max()), bool(direct)
         arguments = H, W, inner, oH, oW, jobs, target, columns, *choice, weights.astype(dtype).ravel(), weighting
-        return Plan((sum_pixels, sum_pixels_parallel), arguments, count, pieces)
+        return (sum_pixels, sum_pixels_parallel), arguments, count, pieces
 
     packed = flat = 0
     (first, picks), narrow = _NO_PICKS, (0, 0, 0)
@@ -536,7 +587,7 @@ def plan(H, W, oH, oW, inner, dtype, average):
     shape = np.array([packed, flat, count, heights.max(), *narrow])
     weights = np.append(weights, np.ones(LANES)).astype(dtype)  # as many as full lanes read
     tables = np.stack([tops, heights]), target, columns, first, picks, shape, weights, weighting
-    return Plan((sum_windows, sum_windows_parallel), (H, W, oH, oW, *tables), 1 if packed else count, pieces)
+    return (sum_windows, sum_windows_parallel), (H, W, oH, oW, *tables), 1 if packed else count, pieces
 
 
 def _are_runs(H, W, oH, oW):
@@ -556,9 +607,9 @@ def _plan_runs(length, runs, dtype):
     pieces = None
     if cuts > 1:
         jobs = np.stack([np.arange(runs) * cuts, np.full(runs, cuts)])
-        pieces = runs * cuts, (runs, 1), (jobs, np.arange(runs + 1), np.full(runs, length, dtype))
+        pieces = runs * cuts, (runs, 1), jobs, np.arange(runs + 1), np.full(runs, length, dtype)
     arguments = length // cuts, np.full(1, 1 if pieces else length, dtype)
-    return Plan((sum_runs, sum_runs_parallel), arguments, runs * cuts, pieces)
+    return (sum_runs, sum_runs_parallel), arguments, runs * cuts, pieces
 
 
 def _picks(at, wide):
@@ -581,30 +632,6 @@ def _tile(values, count, step):
 
 
 _NO_PICKS = np.zeros(0, np.int64), np.zeros((2, 0), np.int32)
-
-
-def forward(input, output, planes, H, W, inner, oH, oW, threads):
-    """Fill `output` with the means of the windows of `input`, on up to `threads` threads."""
-    _sum(input, output, planes, H, W, inner, oH, oW, True, threads)
-
-
-def backward(grad_output, grad_input, planes, H, W, inner, oH, oW, threads):
-    """Fill `grad_input` with the gradients of `forward`'s inputs, given those of its outputs, on up to `threads`
-    threads."""
-    _sum(grad_output, grad_input, planes, oH, oW, inner, H, W, False, threads)
-
-
-def _sum(src, dst, planes, H, W, inner, oH, oW, average, threads):
-    (kernel, parallel_kernel), arguments, units, pieces = plan(H, W, oH, oW, inner, src.dtype, average)
-    count = planes * units
-    threads = min(threads, count, 1 + planes * inner * (H * W + oH * oW) // GRAIN)
-    if pieces is None:
-        run(kernel, parallel_kernel, (src, dst, *arguments), count, threads)
-        return
-    rows, (oH, oW), tables = pieces
-    sums = np.empty(planes * rows * oW * inner, tables[-1].dtype)
-    run(kernel, parallel_kernel, (src, sums, *arguments), count, threads)
-    add_pieces(sums, dst, planes, inner, oH, oW, rows, *tables)
 
 
 keep_compiled(
