@@ -446,17 +446,17 @@ class Plan(NamedTuple):
 
     kernels: tuple[Any, Any]  # for one thread and for several
     arguments: tuple  # what the kernels get beside the arrays: sizes and tables
-    count: int  # units of work
+    units: int  # of work
     threads: int  # the most that are worth their start
-    pieces: tuple | None  # where windows are cut: size and dtype of their sums, what `add_pieces` gets beside the arrays
+    pieces: tuple | None  # where windows are cut: how many sums, their dtype, arguments of `add_pieces`
 
     def run(self, src, dst, threads):
         """Fill `dst` from `src`, flat arrays, on up to `threads` threads."""
         sums = dst if self.pieces is None else np.empty(*self.pieces[:2])
         kernel, parallel_kernel = self.kernels
         threads = min(threads, self.threads)
-        if threads == 1 or not run_in_pool(parallel_kernel, src, sums, *self.arguments, self.count, threads):
-            kernel(src, sums, *self.arguments, 0, self.count)
+        if threads == 1 or not run_in_pool(parallel_kernel, src, sums, *self.arguments, self.units, threads):
+            kernel(src, sums, *self.arguments, 0, self.units)
         if self.pieces is not None:
             add_pieces(sums, dst, *self.pieces[2])
 
