@@ -507,8 +507,9 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
     """Return how one plane is done: the kernels, their arguments, the units of work, and where windows are cut."""
     if inner == 1:
         from_runs, to_runs = _are_runs(H, W, oH, oW), _are_runs(oH, oW, H, W)
-        if average and from_runs:
-            runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype)
+        if from_runs:
+            # Backward, such windows are of elements that were repeated, each an average of one.
+            runs = _plan_runs(H * W // (oH * oW), oH * oW, dtype, average)
             if runs:
                 return runs
         if to_runs:
@@ -595,7 +596,7 @@ def _are_runs(H, W, oH, oW):
     return (oW == 1 and H % oH == 0) or (H == oH == 1 and W % oW == 0)
 
 
-def _plan_runs(length, runs, dtype):
+def _plan_runs(length, runs, dtype, average):
     """Return the plan for windows that are equal runs of memory, or None if these are narrow or cannot be cut."""
     if length <= NARROW:
         return None
@@ -604,11 +605,12 @@ def _plan_runs(length, runs, dtype):
     cuts = next((cuts for cuts in range(-(-length // PIECE), most + 1) if length % cuts == 0), None)
     if cuts is None:
         return None
+    area = length if average else 1
     pieces = None
     if cuts > 1:
         jobs = np.stack([np.arange(runs) * cuts, np.full(runs, cuts)])
-        pieces = runs * cuts, (runs, 1), jobs, np.arange(runs + 1), np.full(runs, length, dtype)
-    arguments = length // cuts, np.full(1, 1 if pieces else length, dtype)
+        pieces = runs * cuts, (runs, 1), jobs, np.arange(runs + 1), np.full(runs, area, dtype)
+    arguments = length // cuts, np.full(1, 1 if pieces else area, dtype)
     return (sum_runs, sum_runs_parallel), arguments, runs * cuts, pieces
 
 
