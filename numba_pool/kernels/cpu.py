@@ -45,6 +45,9 @@ AHEAD = 4096
 LONG_ROW = 80
 LARGE = 1 << 22
 
+# And runs of arrays twice as large, this many ahead: 15 % faster. Smaller arrays would lose as much.
+AHEAD_RUN = 1024
+
 # Pixels of a wide window are added this many at a time, for the same short chains.
 PIXELS = 16
 
@@ -213,14 +216,22 @@ def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
 
 
 @_inline
-def span(src, first, n):
-    """Return the sum of ``src[first : first + n]``, kept in sixteen lanes until the end."""
+def span(src, first, n, ahead):
+    """Return the sum of ``src[first : first + n]``, kept in sixteen lanes until the end.
+
+    Memory is asked for `ahead` elements before it is read, if `ahead` is not 0.
+    """
     rolled()
     full = n // LANES * LANES
     s = load(src, first + full, n - full)
     i = 0
     while i + 4 * LANES <= full:
         a = first + i
+        if ahead > 0:
+            prefetch(src, a + ahead)
+            prefetch(src, a + ahead + LANES)
+            prefetch(src, a + ahead + 2 * LANES)
+            prefetch(src, a + ahead + 3 * LANES)
         s = s + (
             (load(src, a, LANES) + load(src, a + LANES, LANES))
             + (load(src, a + 2 * LANES, LANES) + load(src, a + 3 * LANES, LANES))
@@ -238,7 +249,7 @@ def span_windows(sums, W, columns, weights, weighting, j, n, target, dst, to, oW
     starts, ends = columns
     for r in range(n):
         for ow in range(oW):
-            s = span(sums, r * W + get(starts, ow), get(ends, ow) - get(starts, ow))
+            s = span(sums, r * W + get(starts, ow), get(ends, ow) - get(starts, ow), 0)
             if weighting != SHARES:
                 s = weigh(s, get(weights, (j + r) * oW + ow), weighting)
             for oh in range(get(target, j + r), get(target, j + r + 1)):
@@ -307,8 +318,9 @@ def sum_runs(src, dst, length, weights, lo, hi):
     Apart from `sum_windows`, between whose many variables this loop takes 1.3 times as long.
     """
     rolled()
+    ahead = AHEAD_RUN if src.size >= 2 * LARGE else 0
     for i in range(lo, hi):
-        put(dst, i, span(src, i * length, length) / get(weights, 0))
+        put(dst, i, span(src, i * length, length, ahead) / get(weights, 0))
 
 
 @_kernel
