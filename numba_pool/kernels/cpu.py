@@ -31,10 +31,11 @@ from .._threads import run_in_pool
 from ..windows import pooling_windows
 from .simd import LANES, fill, get, load, pick, prefetch, put, rolled, scratch, store, total
 
-# A window of more elements, or more rows, is cut into pieces, one job each: a chain of additions stays short, and
-# every thread finds work.
+# A window of more elements, rows or pixels in a run is cut into pieces, one job each: a chain of additions stays short,
+# and every thread finds work.
 PIECE = 4096
 PIECE_ROWS = 128
+PIECE_RUN = 1024
 
 # Rows are added this many at a time: more would be more streams of memory than the hardware foresees.
 ROWS = 8
@@ -550,12 +551,14 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
         else:
             weighting, weights = SHARES, 1 / areas
 
-    if inner > 1 and oW == 1 and (bottoms - tops).max() <= min(ROWS, PIECE_ROWS // W):
-        # Low windows as wide as the plane are runs of pixels: they are added up at once, as rows of one pixel each.
+    most_rows = PIECE_ROWS
+    if inner > 1 and oW == 1:
+        # Windows as wide as the plane are runs of pixels: they are added up at once, as rows of one pixel each.
+        most_rows = PIECE_RUN
         tops, bottoms, H, W, columns, widths = tops * W, bottoms * W, H * W, 1, np.array([[0], [1]]), np.ones(1, int)
 
     pieces = None
-    rows = max(1, min(PIECE_ROWS, PIECE // int(widths.max())))
+    rows = max(1, min(most_rows, PIECE // int(widths.max())))
     counts = -(-(bottoms - tops) // rows)
     if counts.max() > 1:
         last = np.cumsum(counts)
