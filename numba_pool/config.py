@@ -63,9 +63,9 @@ _WARM_UP = [
     (shape, output_size)
     for odd in (0, 1)
     for shape, output_size in (
-        ((4, 8 - odd, 32, 64 - odd), (3, 5)),
-        ((4, 8 - odd, 32, 64 - odd), (16, 32)),
-        ((4, 8 - odd, 32, 64 - odd), (1, 1)),
+        ((16, 8 - odd, 32, 64 - odd), (3, 5)),
+        ((16, 8 - odd, 32, 64 - odd), (16, 32)),
+        ((16, 8 - odd, 32, 64 - odd), (1, 1)),
         ((8, 8 - odd, 2100, 16 - odd), (1, 2)),
         ((8, 8 - odd, 1, 2), (2100, 16 - odd)),
     )

@@ -156,6 +156,7 @@ def check(case, encoding, forward=forward, backward=backward):
 def test_kernels_against_the_reference(case, encoding, monkeypatch):
     # Small cases are shared out to threads as well.
     monkeypatch.setattr(cpu, "GRAIN", 1)
+    monkeypatch.setattr(cpu, "FAST_GRAIN", 1)
     check(CASES[case], ENCODINGS[encoding])
 
 

@@ -65,8 +65,10 @@ PACK = 2048
 # Rows of two registers and more are copied, not worked on together, if so many on average have the same window.
 COPIES = 4
 
-# Elements per thread below which a second thread costs more than it gains.
+# Elements per thread below which a second thread costs more than it gains: in `sum_windows`, and in the other kernels,
+# which are faster.
 GRAIN = 32768
+FAST_GRAIN = 131072
 
 # How sums become results. SHARES: each element of `src` is multiplied by its share before it is added.
 # AREAS: the sum is divided by the window's area. FACTORS: it is multiplied by one over the area, a power of two, where
@@ -515,7 +517,8 @@ def _plan(dtype, planes, H, W, oH, oW, inner, average):
     dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     kernels, arguments, units, pieces = _plan_plane(dtype, H, W, oH, oW, inner, average)
     count = planes * units
-    threads = min(count, 1 + planes * inner * (H * W + oH * oW) // GRAIN)
+    grain = GRAIN if sum_windows in kernels else FAST_GRAIN
+    threads = min(count, 1 + planes * inner * (H * W + oH * oW) // grain)
     if pieces is not None:
         rows, (oH, oW), *tables = pieces
         pieces = planes * rows * oW * inner, dtype, (planes, inner, oH, oW, rows, *tables)
