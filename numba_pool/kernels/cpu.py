@@ -122,6 +122,15 @@ def repeat(dst, to, target, j, length):
 
 
 @_inline
+def ask(src, i):
+    """Ask for the 64 elements from `i` on, to be read soon."""
+    prefetch(src, i)
+    prefetch(src, i + LANES)
+    prefetch(src, i + 2 * LANES)
+    prefetch(src, i + 3 * LANES)
+
+
+@_inline
 def add_rows(src, i, W, height, lanes, ahead):
     """Return the sum, for sixteen columns from element `i` on, of `height` rows of `W` elements.
 
@@ -231,10 +240,7 @@ def span(src, first, n, ahead):
     while i + 4 * LANES <= full:
         a = first + i
         if ahead > 0:
-            prefetch(src, a + ahead)
-            prefetch(src, a + ahead + LANES)
-            prefetch(src, a + ahead + 2 * LANES)
-            prefetch(src, a + ahead + 3 * LANES)
+            ask(src, a + ahead)
         s = s + (
             (load(src, a, LANES) + load(src, a + LANES, LANES))
             + (load(src, a + 2 * LANES, LANES) + load(src, a + 3 * LANES, LANES))
@@ -290,10 +296,7 @@ def pixel_windows(src, plane, W, inner, jobs, direct, columns, weights, weightin
                             a = plane + pixel * inner + c
                             x0, x1 = load(src, a, LANES), load(src, a + LANES, LANES)
                             if ahead > 0:
-                                prefetch(src, a + ahead)
-                                prefetch(src, a + ahead + LANES)
-                                prefetch(src, a + ahead + 2 * LANES)
-                                prefetch(src, a + ahead + 3 * LANES)
+                                ask(src, a + ahead)
                             x2, x3 = load(src, a + 2 * LANES, LANES), load(src, a + 3 * LANES, LANES)
                             if shared:
                                 share = fill(dst, get(weights, pixel))
