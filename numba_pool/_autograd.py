@@ -32,7 +32,7 @@ def _has_memory(tensor):
 def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a checked tensor; the result carries whatever derivatives torch asks for."""
     if not _has_memory(input):
-        if torch.compiler.is_compiling() and _is_exporting():
+        if torch.compiler.is_compiling() and _is_exporting():  # a program that shall run without this package
             return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
         return _library.adaptive_avg_pool2d(input, output_size)
     oH, oW = output_size

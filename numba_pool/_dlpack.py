@@ -98,12 +98,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
     RuntimeError
         If there is not so much memory, as torch's own allocator does.
     """
+    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
     try:
-        if channels_last:
-            N, C, H, W = shape
-            array = np.empty((N, H, W, C), ARRAY_DTYPES[dtype])
-        else:
-            array = np.empty(shape, ARRAY_DTYPES[dtype])
+        array = np.empty(in_memory, ARRAY_DTYPES[dtype])
     except (MemoryError, ValueError) as error:
         raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
     memory = array.ravel()
@@ -113,6 +110,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> tu
     if dtype in _TO_TORCH:
         _head(capsule).dtype = _TO_TORCH[dtype]
     if channels_last and _LEAVES_STRIDES_OUT and array.flags.c_contiguous:
+        _, C, H, W = shape
         strides = (ctypes.c_int64 * 4)(H * W * C, 1, W * C, C)
         _head(capsule).strides = ctypes.addressof(strides)
     return _from_capsule(capsule), memory

@@ -114,20 +114,22 @@ def launch(kernel, source, size, sizes, encoding, channels_last, threads):
     flat.flags.writeable = False
     result, memory = guarded(encoding.encode(np.full(shape, np.nan)), encoding)
     before = memory.copy()
-    kernel(flat, result, planes, *sizes[:2], inner, *sizes[2:], threads)
+    kernel(flat, result, planes, *sizes, inner, threads)
     for edge in (slice(GUARD), slice(-GUARD, None)):
         assert memory[edge].tobytes() == before[edge].tobytes(), "the kernel wrote outside its result"
     return result.reshape(shape).transpose(back)
 
 
-def forward(src, dst, planes, H, W, inner, oH, oW, threads):
+def forward(src, dst, *sizes_and_threads):
     """Plan and run, as all kernels here do it: sizes in, `dst` filled."""
-    cpu.forward(src.dtype, planes, H, W, oH, oW, inner).run(src, dst, threads)
+    *sizes, threads = sizes_and_threads
+    cpu.forward(src.dtype, *sizes).run(src, dst, threads)
 
 
-def backward(src, dst, planes, H, W, inner, oH, oW, threads):
+def backward(src, dst, *sizes_and_threads):
     """Plan and run."""
-    cpu.backward(src.dtype, planes, H, W, oH, oW, inner).run(src, dst, threads)
+    *sizes, threads = sizes_and_threads
+    cpu.backward(src.dtype, *sizes).run(src, dst, threads)
 
 
 def check(case, encoding, forward=forward, backward=backward):
@@ -165,7 +167,7 @@ def in_numpy(compute):
     backwards = compute.__name__.endswith("backward")
 
     @functools.wraps(compute)
-    def kernel(src, dst, planes, H, W, inner, oH, oW, threads):
+    def kernel(src, dst, planes, H, W, oH, oW, inner, threads):
         source, result = ((oH, oW), (H, W)) if backwards else ((H, W), (oH, oW))
         array = src.reshape(planes, *source, inner).transpose(0, 3, 1, 2)
         dst.reshape(planes, *result, inner)[:] = compute(array, H, W, oH, oW, threads).transpose(0, 2, 3, 1)

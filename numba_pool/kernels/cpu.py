@@ -480,7 +480,7 @@ class Plan(NamedTuple):
         sums = dst if self.pieces is None else np.empty(*self.pieces[:2])
         kernel, parallel_kernel = self.kernels
         threads = min(threads, self.threads)
-        if threads == 1 or not run_in_pool(parallel_kernel, src, sums, *self.arguments, self.units, threads):
+        if threads < 2 or not run_in_pool(parallel_kernel, src, sums, *self.arguments, self.units, threads):
             kernel(src, sums, *self.arguments, 0, self.units)
         if self.pieces is not None:
             add_pieces(sums, dst, *self.pieces[2])
