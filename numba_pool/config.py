@@ -57,8 +57,8 @@ def _cuda():
     return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
-# Sizes that reach every kernel, serial and parallel: windows of many pixels and of few, whole planes, and a window in
-# pieces, forward and backward; on a GPU, with rows that begin where wide loads can, and with others.
+# Sizes that reach every kernel, serial and parallel, forward and backward: windows of many pixels and of few, whole
+# planes, small planes, and a window in pieces; on a GPU, with rows that begin where wide loads can, and with others.
 _WARM_UP = [
     (shape, output_size)
     for odd in (0, 1)
@@ -66,6 +66,7 @@ _WARM_UP = [
         ((16, 8 - odd, 32, 64 - odd), (3, 5)),
         ((16, 8 - odd, 32, 64 - odd), (16, 32)),
         ((16, 8 - odd, 32, 64 - odd), (1, 1)),
+        ((64, 64 - odd, 7, 8 - odd), (5, 5)),
         ((8, 8 - odd, 2100, 16 - odd), (1, 2)),
         ((8, 8 - odd, 1, 2), (2100, 16 - odd)),
     )

@@ -165,18 +165,24 @@ def _masked(builder, operation, vector, arguments, n):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
+def _load(context, builder, array_type, array, i, n):
+    pointer, vector = _vector_pointer(context, builder, array_type, array, i, n)
+    return _widen(context, builder, array_type.dtype, _masked(builder, "load", vector, [pointer], n))
+
+
+def _store(context, builder, array_type, array, i, value, n):
+    pointer, vector = _vector_pointer(context, builder, array_type, array, i, n)
+    _masked(builder, "store", vector, [_narrow(context, builder, array_type.dtype, value), pointer], n)
+
+
 @intrinsic
 def load(typingctx, array, i, n):
     """Return ``array[i : i + 16]`` in the accumulator's type; from lane `n` on, zeros, and memory is not read."""
-    lanes = Lanes(_accumulator(array))
 
     def codegen(context, builder, signature, arguments):
-        array, i, n = arguments
-        pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, n)
-        bits = _masked(builder, "load", vector, [pointer], n)
-        return _widen(context, builder, signature.args[0].dtype, bits)
+        return _load(context, builder, signature.args[0], *arguments)
 
-    return lanes(array, types.intp, types.intp), codegen
+    return Lanes(_accumulator(array))(array, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -184,12 +190,53 @@ def store(typingctx, array, i, lanes, n):
     """Set ``array[i : i + 16]``, rounded to the array's type; from lane `n` on, memory stays as it is."""
 
     def codegen(context, builder, signature, arguments):
-        array, i, lanes, n = arguments
-        pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, n)
-        bits = _narrow(context, builder, signature.args[0].dtype, lanes)
-        _masked(builder, "store", vector, [bits, pointer], n)
+        _store(context, builder, signature.args[0], *arguments)
 
     return types.void(array, types.intp, Lanes(_accumulator(array)), types.intp), codegen
+
+
+@intrinsic
+def transpose_tile(typingctx, src, i, pitch, height, width, dst, to, step):
+    """Set ``dst[to + c * step + r]`` to ``src[i + r * pitch + c]``, for `r` below `height` and `c` below `width`.
+
+    At most sixteen of each.
+    Sixteen rows are in registers.
+    First the quarters off the diagonal change places, eight rows and columns large, then those of each quarter.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        src, i, pitch, height, width, dst, to, step = arguments
+
+        def nth(start, stride, count, n, limit):
+            """Return where a row starts, and how many of its elements are there.
+
+            A row that is not there starts where the first does: to ask for nothing from a page that is not mapped
+            takes the processor longer than the rest of the tile.
+            """
+            there = builder.icmp_signed("<", limit.type(n), limit)
+            at = builder.add(start, builder.mul(stride, stride.type(n)))
+            return builder.select(there, at, start), builder.select(there, count, count.type(0))
+
+        rows = []
+        for r in range(LANES):
+            rows.append(_load(context, builder, signature.args[0], src, *nth(i, pitch, width, r, height)))
+        for half in (8, 4, 2, 1):
+            # Lanes of the second vector count from LANES on.
+            kept = [LANES + lane - half if lane & half else lane for lane in range(LANES)]
+            moved = [LANES + lane if lane & half else lane + half for lane in range(LANES)]
+            for r in range(LANES):
+                if not r & half:
+                    pair = rows[r], rows[r + half]
+                    rows[r], rows[r + half] = (
+                        builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_i32, LANES), ids))
+                        for ids in (kept, moved)
+                    )
+        for c in range(LANES):
+            at, n = nth(to, step, height, c, width)
+            _store(context, builder, signature.args[5], dst, at, rows[c], n)
+
+    sizes = (types.intp,) * 4
+    return types.void(src, *sizes, dst, types.intp, types.intp), codegen
 
 
 @intrinsic
