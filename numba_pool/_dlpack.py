@@ -68,10 +68,12 @@ class _Exporter:
     def __init__(self, tensor):
         self.tensor = tensor
 
-    def __dlpack__(self, **_):
+    # Named arguments cost less than a dictionary of them.
+    def __dlpack__(self, *, dl_device=None, copy=None, max_version=None):
         capsule = to_dlpack(self.tensor)
-        if self.tensor.dtype in _TO_NUMPY:
-            _head(capsule).dtype = _TO_NUMPY[self.tensor.dtype]
+        dtype = _TO_NUMPY.get(self.tensor.dtype)
+        if dtype is not None:
+            _head(capsule).dtype = dtype
         return capsule
 
     def __dlpack_device__(self):
