@@ -68,8 +68,8 @@ class _Exporter:
     def __init__(self, tensor):
         self.tensor = tensor
 
-    # Named arguments cost less than a dictionary of them.
-    def __dlpack__(self, *, dl_device=None, copy=None, max_version=None):
+    # The arguments by name, which costs less than a dictionary of them.
+    def __dlpack__(self, *, stream=None, dl_device=None, copy=None, max_version=None):
         capsule = to_dlpack(self.tensor)
         dtype = _TO_NUMPY.get(self.tensor.dtype)
         if dtype is not None:
