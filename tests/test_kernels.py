@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from helpers import ROOT, assert_rounded, spawn
+from llvmlite.binding import get_host_cpu_features
 
 from numba_pool import reference
 from numba_pool.kernels import cpu
@@ -390,7 +391,39 @@ np.testing.assert_array_equal(np.signbit(halves.view(np.float16)), np.signbit(ex
 """
 
 
-@pytest.mark.parametrize("processor", ["this", "without F16C"])
+GENERIC = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+
+
+@pytest.mark.parametrize("processor", [{}, GENERIC], ids=["this", "without F16C"])
 def test_conversion_of_every_half(processor, tmp_path):
-    names = {} if processor == "this" else {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    spawn(CONVERT_HALVES, NUMBA_CACHE_DIR=tmp_path, **names)
+    spawn(CONVERT_HALVES, NUMBA_CACHE_DIR=tmp_path, **processor)
+
+
+PERMUTE = """
+import numba, numpy as np
+from numba_pool.kernels import simd
+
+@numba.njit
+def permute(values, indices, result):
+    lanes = simd.fill(values, -1.0)
+    for first in range(0, values.size, 16):
+        lanes = simd.pick(lanes, simd.load(values, first, 16), indices, 0, first)
+    simd.store(result, 0, lanes, 16)
+
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64):
+    values, result = rng.random(48).astype(dtype), np.empty(16, dtype)
+    for _ in range(100):
+        indices = rng.integers(-1, 48, 16, np.int32)  # -1 for a lane that is left alone
+        permute(values, indices, result)
+        np.testing.assert_array_equal(result, np.where(indices < 0, -1, values[indices]))
+"""
+
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+f16c,+fma,+bmi,+bmi2"}
+
+
+@pytest.mark.parametrize("processor", [{}, AVX2, GENERIC], ids=["this", "with AVX2", "without"])
+def test_permutations_with_any_instructions(processor, tmp_path):
+    if processor is AVX2 and not get_host_cpu_features().get("avx2"):
+        pytest.skip("this processor has no AVX2")
+    spawn(PERMUTE, NUMBA_CACHE_DIR=tmp_path, **processor)

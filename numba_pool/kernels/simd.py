@@ -249,24 +249,31 @@ def pick(typingctx, lanes, values, indices, i, first):
         first = _splat(builder, builder.trunc(first, _i32))
         which = builder.sub(builder.load(pointer, align=4), first)
         held = builder.icmp_unsigned("<", which, _constant(which.type, LANES))
-        return builder.select(held, _permute(builder, values, which), lanes)
+        return builder.select(held, _permute(builder, values, which, _register_bits(context)), lanes)
 
     return lanes(lanes, values, indices, types.intp, types.intp), codegen
 
 
-def _permute(builder, values, which):
+def _register_bits(context):
+    """Return how many bits the processor permutes with one instruction; where it has none, it does not matter."""
+    _, _, features = context.codegen().magic_tuple()
+    return 256 if "+avx2" in features and "+avx512f" not in features else 512
+
+
+def _permute(builder, values, which, bits):
     """Return ``values[which]``: for each lane the value that its own index names, and anything for a wrong index.
 
-    LLVM makes one instruction of it, if the values fit one register; so doubles are permuted by halves.
+    LLVM makes one instruction of it, if the values fit a register of `bits` bits; so more are permuted by halves.
     """
     count = values.type.count
-    if values.type.element == _double and count == LANES:
+    if count * (64 if values.type.element == _double else 32) > bits:
         low, high = _parts(builder, values)
         halves = []
         for part in _parts(builder, which):
             in_low = builder.icmp_unsigned("<", part, _constant(part.type, count // 2))
             rest = builder.sub(part, _constant(part.type, count // 2))
-            halves.append(builder.select(in_low, _permute(builder, low, part), _permute(builder, high, rest)))
+            chosen = _permute(builder, low, part, bits), _permute(builder, high, rest, bits)
+            halves.append(builder.select(in_low, *chosen))
         return builder.shuffle_vector(*halves, ir.VectorType(_i32, count)(list(range(count))))
     result = ir.Constant(values.type, ir.Undefined)
     for lane in range(count):
