@@ -69,7 +69,7 @@ CASES = {
     "a row of pixels": (2, 17, 1, 64, 1, 8),
     "windows as wide as the plane": (2, 17, 9, 16, 5, 1),
     "low and wide windows of gradients": (1, 3, 5, 1, 33, 18),
-    "windows of few pixels": (2, 70, 9, 11, 4, 5),
+    "windows of few pixels": (2, 64 + 32 + 11, 9, 11, 4, 5),
     "larger than the caches": (1, 2, 1030, cpu.LARGE // 2048, 5, 3),
 }
 
