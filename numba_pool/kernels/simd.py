@@ -196,16 +196,16 @@ def store(typingctx, array, i, lanes, n):
 
 
 @intrinsic
-def transpose_tile(typingctx, src, i, pitch, height, width, dst, to, step):
-    """Set ``dst[to + c * step + r]`` to ``src[i + r * pitch + c]``, for `r` below `height` and `c` below `width`.
+def transpose_tile(typingctx, src, i, pitch, height, width, dst, to, dst_pitch):
+    """Set ``dst[to + c * dst_pitch + r]`` to ``src[i + r * pitch + c]``, for `r` < `height` and `c` < `width`.
 
-    At most sixteen of each.
-    Sixteen rows are in registers.
+    Of more than sixteen, the first sixteen count.
+    The rows are in registers.
     First the quarters off the diagonal change places, eight rows and columns large, then those of each quarter.
     """
 
     def codegen(context, builder, signature, arguments):
-        src, i, pitch, height, width, dst, to, step = arguments
+        src, i, pitch, height, width, dst, to, dst_pitch = arguments
 
         def nth(start, stride, count, n, limit):
             """Return where a row starts, and how many of its elements are there.
@@ -232,7 +232,7 @@ def transpose_tile(typingctx, src, i, pitch, height, width, dst, to, step):
                         for ids in (kept, moved)
                     )
         for c in range(LANES):
-            at, n = nth(to, step, height, c, width)
+            at, n = nth(to, dst_pitch, height, c, width)
             _store(context, builder, signature.args[5], dst, at, rows[c], n)
 
     sizes = (types.intp,) * 4
@@ -255,7 +255,7 @@ def pick(typingctx, lanes, values, indices, i, first):
 
 
 def _register_bits(context):
-    """Return how many bits the processor permutes with one instruction; where it has none, it does not matter."""
+    """Return how many bits of float32 the processor permutes with one instruction, if it has any."""
     _, _, features = context.codegen().magic_tuple()
     return 256 if "+avx2" in features and "+avx512f" not in features else 512
 
@@ -263,7 +263,8 @@ def _register_bits(context):
 def _permute(builder, values, which, bits):
     """Return ``values[which]``: for each lane the value that its own index names, and anything for a wrong index.
 
-    LLVM makes one instruction of it, if the values fit a register of `bits` bits; so more are permuted by halves.
+    LLVM makes one instruction of it for float32 (with AVX-512 for float64 too), if the values fit a register of `bits`
+    bits, and takes more than that apart, one by one; so more are permuted by halves.
     """
     count = values.type.count
     if count * (64 if values.type.element == _double else 32) > bits:
