@@ -667,7 +667,8 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
         direct = inner >= LANES and largest <= PIXELS
         arguments = H, W, inner, oH, oW, *bounds, int(heights.max()), direct, *results
         return (sum_pixels, sum_pixels_parallel), arguments, count, pieces
-    if H * W + oH * oW <= SMALL and heights.min() * widths.min() < largest <= FEW:  # which no piece of a window is
+    # Pieces of windows hold more than a few elements, so there are none to add up.
+    if H * W + oH * oW <= SMALL and heights.min() * widths.min() < largest <= FEW:
         return (sum_small_planes, sum_small_planes_parallel), (H, W, oH, oW, *bounds, *results), 1, None
 
     packed = flat = 0
