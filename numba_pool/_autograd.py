@@ -11,6 +11,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from . import _dispatch, _library
+from ._validation import check_input
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -20,8 +21,7 @@ def _has_memory(tensor):
     """Say whether a kernel can read `tensor`: it is no fake, no subclass, and no transform or tracer looks on."""
     return (
         type(tensor) in _PLAIN
-        and not tensor.is_meta
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_dynamo_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
         and not _functorch.is_legacy_batchedtensor(tensor)  # of autograd.grad(..., is_grads_batched=True)
@@ -30,8 +30,9 @@ def _has_memory(tensor):
 
 
 def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """Pool a checked tensor; the result carries whatever derivatives torch asks for."""
+    """Pool a tensor; the result carries whatever derivatives torch asks for."""
     if not _has_memory(input):
+        check_input(input)
         if torch.compiler.is_compiling() and _is_exporting():  # a program that shall run without this package
             return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
         return _library.adaptive_avg_pool2d(input, output_size)

@@ -16,12 +16,14 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 def _digest_of_sources():
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
+    folder = Path(__file__).parent
+    for path in (folder / "_dlpack.py", *sorted((folder / "kernels").glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.digest()
 
 
-# Numba looks whether the file that holds a function has changed; a kernel's code comes from its neighbours too.
+# Numba looks whether the file that holds a function has changed; a kernel's code comes from its neighbours too,
+# and how it takes its arguments from the bridge.
 _STAMP = _digest_of_sources()
 
 

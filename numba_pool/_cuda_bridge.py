@@ -1,7 +1,7 @@
 """The bridge between torch and the CUDA kernels: addresses through DLPack, torch's current stream, no synchronization.
 
 A kernel needs of a tensor where its memory begins; its sizes travel as integers.
-So the bridge reads the address from a tensor's DLPack capsule, and launches on the stream on which torch would launch.
+So the bridge asks DLPack for a tensor's address, and launches on the stream on which torch would launch.
 It is imported with the first CUDA tensor, and so are numba-cuda and the kernels.
 """
 

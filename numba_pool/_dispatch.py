@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _dlpack
-from ._validation import check_grad_output
+from ._validation import DTYPES, check_grad_output, check_input
 from .kernels import cpu
 
 
@@ -47,12 +47,12 @@ class Call(NamedTuple):
         if source.is_neg():
             source = source.resolve_neg()
         if self.plan is not None:
-            target, memory = _dlpack.empty(self.shape, source.dtype, self.channels_last)
-            self.plan.run(_dlpack.as_array(source), memory, torch.get_num_threads())
+            target = _dlpack.empty(self.shape, source.dtype, self.channels_last)
+            self.plan.run(source, target, torch.get_num_threads())
             return target
         memory_format = _memory_format(self.channels_last)
         target = torch.empty(self.shape, dtype=source.dtype, device=source.device, memory_format=memory_format)
-        if target.numel():
+        if target.is_cuda and target.numel():
             from . import _cuda_bridge
 
             getattr(_cuda_bridge, self.direction)(source, target)
@@ -60,25 +60,30 @@ class Call(NamedTuple):
 
 
 def forward(input: Tensor, output_size: tuple[int, int]) -> Call:
-    """Plan the pooling of a checked tensor to `output_size`, ``(oH, oW)``."""
-    return _plan("forward", input.shape, input.stride(), input.dtype, input.is_cuda, output_size, None)
+    """Plan the pooling of a tensor to `output_size`, ``(oH, oW)``; raise unless it can be pooled."""
+    dtype, is_cpu = input.dtype, input.is_cpu
+    if input.layout is not torch.strided or dtype not in DTYPES or not (is_cpu or input.is_cuda):
+        check_input(input)
+    return _plan("forward", input.shape, input.stride(), dtype, is_cpu, output_size, None)
 
 
 def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Call:
     """Plan how a checked gradient spreads over an input of height and width `input_size`, in the input's memory
     format."""
-    layout = grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.is_cuda
+    layout = grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.is_cpu
     return _plan("backward", *layout, input_size, channels_last)
 
 
 @lru_cache(maxsize=1024)
-def _plan(direction, shape, stride, dtype, is_cuda, target_size, channels_last):
-    """Return the call for such a source; making it takes longer than pooling a tiny tensor does.
+def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
+    """Return the call for a source of such a shape, which is checked; it takes longer than pooling a tiny tensor does.
 
     With `channels_last`, or without, the target has that memory format; with None, it has the source's.
     """
     source = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-    if direction == "backward" and not source.numel():
+    if direction == "forward":
+        check_input(source)
+    elif not source.numel():
         check_grad_output(source, target_size)  # an empty batch passes, empty planes do not
     source_size = tuple(shape[-2:])
     as_laid_out = is_channels_last(source)
@@ -89,11 +94,11 @@ def _plan(direction, shape, stride, dtype, is_cuda, target_size, channels_last):
     reads_in_place = source.is_contiguous(memory_format=_memory_format(reads_channels_last))
     target_shape = (*shape[:-2], *target_size)
     plan = None
-    if not is_cuda and math.prod(target_shape) and source_size != target_size:
+    if is_cpu and math.prod(target_shape) and source_size != target_size:
         _dlpack.empty(target_shape, dtype, False)  # raises where it cannot be had, before tables as long are made
         planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
         sizes = (*source_size, *target_size) if direction == "forward" else (*target_size, *source_size)
-        plan = getattr(cpu, direction)(_dlpack.ARRAY_DTYPES[dtype], planes, *sizes, inner)
+        plan = getattr(cpu, direction)(_dlpack.MEMORY[dtype], planes, *sizes, inner)
     return Call(
         direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_in_place, plan
     )

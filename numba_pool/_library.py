@@ -30,9 +30,7 @@ adaptive_avg_pool2d_backward = torch.ops.numba_pool.adaptive_avg_pool2d_backward
 
 @torch.library.impl("numba_pool::adaptive_avg_pool2d", ("CPU", "CUDA"), lib=_library)
 def _forward(input: Tensor, output_size) -> Tensor:
-    sizes = check_output_size(input, output_size)
-    check_input(input)
-    return _dispatch.forward(input, sizes).run(input)
+    return _dispatch.forward(input, check_output_size(input, output_size)).run(input)
 
 
 @torch.library.impl("numba_pool::adaptive_avg_pool2d_backward", ("CPU", "CUDA"), lib=_library)

@@ -9,7 +9,7 @@ import operator
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 DEVICES = ("cpu", "cuda", "meta")
 
 # The names that ATen's messages call dtypes by.
@@ -29,8 +29,6 @@ _INT64_MAX = 2**63 - 1
 
 def check_input(input: Tensor) -> None:
     """Raise unless a tensor can be pooled."""
-    if input.dtype in DTYPES and input.is_cpu and input.layout is torch.strided and input.dim() == 4 and input.numel():
-        return  # the common case, at little cost
     if input.dim() not in (3, 4):
         raise RuntimeError(f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {list(input.shape)}")
     _check_kind("adaptive_avg_pool2d", input)
@@ -70,6 +68,13 @@ def check_output_size(input: Tensor, output_size) -> tuple[int, int]:
         raise TypeError(
             f"adaptive_avg_pool2d(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
         )
+    # First the common cases, at little cost.
+    if type(output_size) is int and 0 <= output_size <= _INT64_MAX:
+        return output_size, output_size
+    if type(output_size) is tuple and len(output_size) == 2 and input.dim() > 2:
+        oH, oW = output_size
+        if type(oH) is type(oW) is int and 0 <= oH <= _INT64_MAX and 0 <= oW <= _INT64_MAX:
+            return output_size
     if isinstance(output_size, (int, torch.SymInt)) and not isinstance(output_size, bool):
         sizes = (output_size, output_size)
     else:
@@ -89,11 +94,12 @@ def _pair(input, output_size):
     wrong = "adaptive_avg_pool2d(): argument 'output_size' (position 2) must be an int or a tuple of ints"
     if isinstance(output_size, (bool, float, complex, str, bytes)) or output_size is None:
         raise TypeError(f"{wrong}, not {type(output_size).__name__}")
-    try:
-        size = _index(output_size)
-        return (size, size)
-    except TypeError:
-        pass
+    if not isinstance(output_size, (tuple, list)):
+        try:
+            size = _index(output_size)
+            return (size, size)
+        except TypeError:
+            pass
     try:
         sizes = list(output_size)
     except TypeError:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._autograd import pool
-from ._validation import check_input, check_output_size
+from ._validation import check_output_size
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
@@ -73,8 +73,6 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
-    if torch.jit.is_tracing():
+    if not torch.compiler.is_dynamo_compiling() and torch._C._is_tracing():
         return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
-    sizes = check_output_size(input, output_size)
-    check_input(input)
-    return pool(input, sizes)
+    return pool(input, check_output_size(input, output_size))

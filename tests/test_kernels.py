@@ -1,4 +1,4 @@
-"""The CPU kernels against the reference, on NumPy arrays: torch has no part in this."""
+"""The CPU kernels against the reference, on memory of which every element is known."""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT, assert_rounded, spawn
 from llvmlite.binding import get_host_cpu_features
 
-from numba_pool import reference
+from numba_pool import _dlpack, reference
 from numba_pool.kernels import cpu
 
 # Elements of NaN before and after every array: whoever reads them spoils a result, whoever writes them is found out.
@@ -77,7 +78,7 @@ CASES = {
 
 
 class Encoding(NamedTuple):
-    """How memory holds numbers of a type, and how finely."""
+    """How memory holds numbers of a type, and how finely; half types are what integers of their bits stand for."""
 
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
@@ -118,26 +119,34 @@ def launch(kernel, source, size, sizes, encoding, channels_last, threads):
         ((0, 2, 3, 1), (0, 3, 1, 2), N, C) if channels_last else ((0, 1, 2, 3),) * 2 + (N * C, 1)
     )
     shape = np.take((N, C, *size), axes)
-    flat, _ = guarded(source.transpose(axes), encoding)
-    flat.flags.writeable = False
+    flat, source_memory = guarded(source.transpose(axes), encoding)
     result, memory = guarded(encoding.encode(np.full(shape, np.nan)), encoding)
-    before = memory.copy()
+    source_before, before = source_memory.copy(), memory.copy()
     kernel(flat, result, planes, *sizes, inner, threads)
+    assert source_memory.tobytes() == source_before.tobytes(), "the kernel wrote into its source"
     for edge in (slice(GUARD), slice(-GUARD, None)):
         assert memory[edge].tobytes() == before[edge].tobytes(), "the kernel wrote outside its result"
     return result.reshape(shape).transpose(back)
 
 
-def forward(src, dst, *sizes_and_threads):
-    """Plan and run, as all kernels here do it: sizes in, `dst` filled."""
-    *sizes, threads = sizes_and_threads
-    cpu.forward(src.dtype, *sizes).run(src, dst, threads)
+TENSOR_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int16": torch.float16, "uint16": torch.bfloat16}
 
 
-def backward(src, dst, *sizes_and_threads):
-    """Plan and run."""
+def plan_and_run(plan, src, dst, *sizes_and_threads):
+    """Make the tensors that the arrays stand for, plan and run."""
     *sizes, threads = sizes_and_threads
-    cpu.backward(src.dtype, *sizes).run(src, dst, threads)
+    dtype = TENSOR_DTYPES[src.dtype.name]
+    plan(_dlpack.MEMORY[dtype], *sizes).run(*(torch.from_numpy(a).view(dtype) for a in (src, dst)), threads)
+
+
+def forward(*arguments):
+    """Pool as all kernels here do: arrays and sizes in, the second array filled."""
+    plan_and_run(cpu.forward, *arguments)
+
+
+def backward(*arguments):
+    """Spread gradients."""
+    plan_and_run(cpu.backward, *arguments)
 
 
 def check(case, encoding, forward=forward, backward=backward):
@@ -294,13 +303,19 @@ def half_sums_backward(array, H, W, oH, oW, threads):
 
 def reading_outside_forward(src, dst, *sizes):
     """Read one element to the right of the right one."""
-    forward(np.lib.stride_tricks.as_strided(src[1:], src.shape, src.strides, writeable=False), dst, *sizes)
+    forward(np.lib.stride_tricks.as_strided(src[1:], src.shape, src.strides), dst, *sizes)
 
 
 def writing_outside_forward(src, dst, *sizes):
     """Do everything right, and then one element too much."""
     forward(src, dst, *sizes)
     dst.base[GUARD + dst.size] = 0
+
+
+def writing_into_source_forward(src, dst, *sizes):
+    """Do everything right, and then use the source for something else."""
+    forward(src, dst, *sizes)
+    src[-1] = 0
 
 
 def check_all(*kernels, encoding="float32"):
@@ -317,6 +332,7 @@ WRONG = {
     incomplete_forward: "are wrong",
     reading_outside_forward: "are wrong",
     writing_outside_forward: "outside its result",
+    writing_into_source_forward: "into its source",
     thread_dependent_forward: "number of threads",
     lost_update_backward: "are wrong",
     one_divisor_backward: "are wrong",

@@ -44,8 +44,17 @@ OUTSIDE = {
         "_cuda_bridge",
     },
     "torch.utils.dlpack": {"_dlpack"},
-    "numba": {"config", "_cache", "_cuda_bridge", "kernels.cpu", "kernels.simd", "kernels.cuda", "kernels.cuda_memory"},
-    "llvmlite": {"kernels.simd", "kernels.cuda_memory"},
+    "numba": {
+        "config",
+        "_cache",
+        "_cuda_bridge",
+        "_dlpack",
+        "kernels.cpu",
+        "kernels.simd",
+        "kernels.cuda",
+        "kernels.cuda_memory",
+    },
+    "llvmlite": {"_dlpack", "kernels.simd", "kernels.cuda_memory"},
 }
 
 

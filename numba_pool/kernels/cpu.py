@@ -22,11 +22,12 @@ Jobs are independent, and each one's order of summation depends on the sizes alo
 Small planes go another way: they are transposed, so that each lane has a plane of its own.
 """
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache
 
 import numpy as np
-from numba import njit, prange
+from numba import float64, intp, njit, prange, typeof
+from numba.np.numpy_support import from_dtype
+from numba.types import Array
 
 from .._cache import keep_compiled
 from .._threads import run_in_pool
@@ -540,33 +541,56 @@ def add_pieces(pieces, dst, planes, inner, oH, oW, rows, jobs, target, areas):
                     put(dst, (plane * oH + oh) * length + i, s)
 
 
-class Plan(NamedTuple):
+class Plan:
     """How one pooling of given sizes is done: worked out once, used many times."""
 
-    kernels: tuple[Any, Any]  # for one thread and for several
-    arguments: tuple  # what the kernels get beside the arrays: sizes and tables
-    units: int  # of work
-    threads: int  # the most that are worth their start
-    pieces: tuple | None  # where windows are cut: how many sums, their dtype, arguments of `add_pieces`
+    def __init__(self, memory, kernels, arguments, units, threads, pieces):
+        self.memory = memory  # the type of source and target
+        self.kernels = kernels  # for one thread and for several
+        self.arguments = arguments  # what the kernels get beside source and target: sizes and tables
+        self.units = units  # of work
+        self.threads = threads  # the most that are worth their start
+        self.pieces = pieces  # where windows are cut: how many sums, their dtype, arguments of `add_pieces`
 
     def run(self, src, dst, threads):
-        """Fill `dst` from `src`, flat arrays, on up to `threads` threads."""
+        """Fill `dst` from `src` on up to `threads` threads."""
         sums = dst if self.pieces is None else np.empty(*self.pieces[:2])
-        kernel, parallel_kernel = self.kernels
         threads = min(threads, self.threads)
-        if threads < 2 or not run_in_pool(parallel_kernel, src, sums, *self.arguments, self.units, threads):
-            kernel(src, sums, *self.arguments, 0, self.units)
+        if threads < 2 or not run_in_pool(self._run_parallel, src, sums, threads):
+            self._serial(src, sums, *self.arguments, 0, self.units)
         if self.pieces is not None:
-            add_pieces(sums, dst, *self.pieces[2])
+            self._add_pieces(sums, dst, *self.pieces[2])
+
+    def _run_parallel(self, src, sums, threads):
+        self._parallel(src, sums, *self.arguments, self.units, threads)
+
+    # The kernels as compiled for these types, when they are first needed. A call of what `compile` returns takes half
+    # the time that a call of the dispatcher takes, which looks at the type of every argument.
+
+    @cached_property
+    def _serial(self):
+        return self.kernels[0].compile((self.memory, self._sums, *map(typeof, self.arguments), intp, intp))
+
+    @cached_property
+    def _parallel(self):
+        return self.kernels[1].compile((self.memory, self._sums, *map(typeof, self.arguments), intp, intp))
+
+    @cached_property
+    def _add_pieces(self):
+        return add_pieces.compile((self._sums, self.memory, *map(typeof, self.pieces[2])))
+
+    @property
+    def _sums(self):
+        return self.memory if self.pieces is None else Array(from_dtype(self.pieces[1]), 1, "C")
 
 
-def forward(dtype, planes, H, W, oH, oW, inner=1):
+def forward(memory, planes, H, W, oH, oW, inner=1):
     """Plan the average of every window: input of ``(H, W)`` to output of ``(oH, oW)``.
 
     Parameters
     ----------
-    dtype : numpy.dtype
-        Type of input and output; halves travel as int16 (float16) or uint16 (bfloat16).
+    memory : numba.types.Array
+        Type of input and output in compiled code; halves are int16 (float16) or uint16 (bfloat16) there.
     planes : int
         How many planes lie one after the other: ``N * C`` for contiguous tensors, ``N`` for channels_last.
     H, W, oH, oW : int
@@ -579,19 +603,19 @@ def forward(dtype, planes, H, W, oH, oW, inner=1):
     Plan
         Its `run` fills the output.
     """
-    return _plan(dtype, planes, H, W, oH, oW, inner, True)
+    return _plan(memory, planes, H, W, oH, oW, inner, True)
 
 
-def backward(dtype, planes, H, W, oH, oW, inner=1):
+def backward(memory, planes, H, W, oH, oW, inner=1):
     """Plan the gradient of :func:`forward`: grad_output of ``(oH, oW)`` to grad_input of ``(H, W)``.
 
     Parameters and result are those of :func:`forward`.
     """
-    return _plan(dtype, planes, oH, oW, H, W, inner, False)
+    return _plan(memory, planes, oH, oW, H, W, inner, False)
 
 
-def _plan(dtype, planes, H, W, oH, oW, inner, average):
-    dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+def _plan(memory, planes, H, W, oH, oW, inner, average):
+    dtype = np.dtype(np.float64 if memory.dtype == float64 else np.float32)
     kernels, arguments, units, pieces = _plan_plane(dtype, H, W, oH, oW, inner, average)
     count = planes * units
     grain = GRAIN if sum_windows in kernels else FAST_GRAIN
@@ -599,7 +623,7 @@ def _plan(dtype, planes, H, W, oH, oW, inner, average):
     if pieces is not None:
         rows, (oH, oW), *tables = pieces
         pieces = planes * rows * oW * inner, dtype, (planes, inner, oH, oW, rows, *tables)
-    return Plan(kernels, arguments, count, threads, pieces)
+    return Plan(memory, kernels, arguments, count, threads, pieces)
 
 
 @lru_cache(maxsize=1024)
