@@ -17,8 +17,8 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _has_memory(tensor):
-    """Say whether a kernel can read `tensor`: it is no fake, no subclass, and no transform or tracer looks on."""
+def _is_plain(tensor):
+    """Say whether `tensor` is what it seems: it is no fake, no subclass, and no transform or tracer looks on."""
     return (
         type(tensor) in _PLAIN
         and not torch.compiler.is_dynamo_compiling()
@@ -31,7 +31,7 @@ def _has_memory(tensor):
 
 def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a tensor; the result carries whatever derivatives torch asks for."""
-    if not _has_memory(input):
+    if not _is_plain(input):
         check_input(input)
         if torch.compiler.is_compiling() and _is_exporting():  # a program that shall run without this package
             return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
@@ -46,7 +46,7 @@ def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
 
 def pool_backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
     """Spread the gradient of a pooled tensor over its input, differentiably."""
-    if not _has_memory(grad_output):
+    if not _is_plain(grad_output):
         return _library.adaptive_avg_pool2d_backward(grad_output, input_size, channels_last)
     if (grad_output.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return _apply_pool_backward(grad_output, input_size, channels_last)

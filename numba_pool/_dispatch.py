@@ -46,6 +46,8 @@ class Call(NamedTuple):
             source = source.contiguous(memory_format=_memory_format(self.reads_channels_last))
         if source.is_neg():
             source = source.resolve_neg()
+        if source._is_zerotensor():  # a tangent that torch knows to be zero, and keeps no memory for
+            source = source.clone()
         if self.plan is not None:
             target = _dlpack.empty(self.shape, source.dtype, self.channels_last)
             self.plan.run(source, target, torch.get_num_threads())
@@ -76,7 +78,7 @@ def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bo
 
 @lru_cache(maxsize=1024)
 def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
-    """Return the call for a source of such a shape, which is checked; it takes longer than pooling a tiny tensor does.
+    """Check such a source, and return its call; this takes longer than pooling a tiny tensor does.
 
     With `channels_last`, or without, the target has that memory format; with None, it has the source's.
     """
@@ -98,7 +100,7 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
         _dlpack.empty(target_shape, dtype, False)  # raises where it cannot be had, before tables as long are made
         planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
         sizes = (*source_size, *target_size) if direction == "forward" else (*target_size, *source_size)
-        plan = getattr(cpu, direction)(_dlpack.MEMORY[dtype], planes, *sizes, inner)
+        plan = getattr(cpu, direction)(_dlpack.FLAT_TENSORS[dtype], planes, *sizes, inner)
     return Call(
         direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_in_place, plan
     )

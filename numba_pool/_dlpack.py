@@ -1,7 +1,7 @@
 """The bridge between torch, NumPy and compiled code: DLPack, one memory for all of them.
 
-The only room that knows what DLPack cannot say: that a tensor requires a gradient or has its negative bit set, and
-bfloat16.
+The only room that knows how the four dtypes travel, two of which NumPy or Numba do not have.
+What DLPack cannot say, that a tensor requires a gradient or has its negative bit set, its callers know.
 """
 
 import ctypes
@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.datamodel import models, register_default
-from numba.extending import NativeValue, unbox
+from numba.extending import NativeValue, models, register_model, unbox
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 from torch import Tensor
@@ -54,7 +53,7 @@ _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
-# A C function that fills a `_DLTensor` from a tensor, and returns 0, or -1 with an exception set.
+# A C function that fills a `_DLTensor` from a tensor, and returns 0 if it could.
 _Describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
 
 
@@ -64,10 +63,11 @@ def _describe_by_capsule(tensor, head_address):
     try:
         capsule = to_dlpack(tensor)
         ctypes.memmove(head_address, _capsule_pointer(capsule, b"dltensor"), ctypes.sizeof(_DLTensor))
-        # The capsule will take its lists of sizes and strides with it. What is left is one size, in place of strides.
+        # The capsule will free its sizes and strides. A flat tensor needs only how many elements there are: a list of
+        # one size, kept in the head itself where the strides were.
         head = _DLTensor.from_address(head_address)
         head.ndim, head.shape, head.strides = 1, head_address + _DLTensor.strides.offset, tensor.numel()
-    except BaseException:  # of a signal's handler, say: an exception is lost here, and nothing would have been filled
+    except BaseException:  # ctypes would print it, and the caller take the head for filled
         return -1
     return 0
 
@@ -100,8 +100,6 @@ _DLPACK_DTYPES = {
     torch.bfloat16: 4 | 16 << 8 | 1 << 16,
 }
 
-_HALVES = frozenset((torch.float16, torch.bfloat16))
-
 # NumPy before 2.4 leaves out the strides of C-contiguous arrays, which tell the memory formats apart where both are the
 # same memory.
 _LEAVES_STRIDES_OUT = np.lib.NumpyVersion(np.__version__) < "2.4.0"
@@ -121,9 +119,9 @@ class FlatTensor(types.Array):
         super().__init__(from_dtype(_ARRAY_DTYPES[dtype]), 1, "C", name=f"FlatTensor({dtype})")
 
 
-register_default(FlatTensor)(models.ArrayModel)
+register_model(FlatTensor)(models.ArrayModel)
 
-MEMORY = {dtype: FlatTensor(dtype) for dtype in _ARRAY_DTYPES}
+FLAT_TENSORS = {dtype: FlatTensor(dtype) for dtype in _ARRAY_DTYPES}
 
 # Compiled code that is kept on disk finds the function by this name, as its address is another in each process.
 _SYMBOL = "numba_pool_describe"
@@ -143,24 +141,29 @@ def _unbox_flat_tensor(typ, tensor, c):
     head = cgutils.alloca_once(builder, _HEAD)
     describe = ir.FunctionType(_int32, [tensor.type, head.type])
     status = builder.call(cgutils.get_or_insert_function(builder.module, describe, _SYMBOL), [tensor, head])
-    with builder.if_then(cgutils.is_null(builder, status), likely=True):
-        fields = builder.load(head)
-        data, _, _, ndim, dtype, shape, _, byte_offset = (
-            builder.extract_value(fields, i) for i in range(len(_HEAD.elements))
-        )
-        expected = builder.icmp_unsigned("==", dtype, _int32(_DLPACK_DTYPES[typ.tensor_dtype]))
-        with builder.if_else(expected, likely=True) as (right, wrong):
-            with right:
-                size = cgutils.alloca_once_value(builder, _int64(1))
-                with cgutils.for_range(builder, builder.zext(ndim, _int64)) as loop:
-                    length = builder.load(builder.gep(shape, [loop.index]))
-                    builder.store(builder.mul(builder.load(size), length), size)
-                itemsize = _int64(typ.dtype.bitwidth // 8)
-                begin = builder.bitcast(builder.gep(data, [byte_offset]), array.data.type)
-                populate_array(array, begin, [builder.load(size)], [itemsize], itemsize, meminfo=None)
-                builder.store(cgutils.false_bit, failed)
-            with wrong:
-                c.pyapi.err_set_string("PyExc_TypeError", f"expected a tensor of {typ.tensor_dtype}")
+    with builder.if_else(cgutils.is_null(builder, status), likely=True) as (described, not_described):
+        with described:
+            fields = builder.load(head)
+            data, _, _, ndim, dtype, shape, _, byte_offset = (
+                builder.extract_value(fields, i) for i in range(len(_HEAD.elements))
+            )
+            same_dtype = builder.icmp_unsigned("==", dtype, _int32(_DLPACK_DTYPES[typ.tensor_dtype]))
+            fits = builder.and_(same_dtype, cgutils.is_not_null(builder, data))
+            with builder.if_else(fits, likely=True) as (right, wrong):
+                with right:
+                    size = cgutils.alloca_once_value(builder, _int64(1))
+                    with cgutils.for_range(builder, builder.zext(ndim, _int64)) as loop:
+                        length = builder.load(builder.gep(shape, [loop.index]))
+                        builder.store(builder.mul(builder.load(size), length), size)
+                    itemsize = _int64(typ.dtype.bitwidth // 8)
+                    begin = builder.bitcast(builder.gep(data, [byte_offset]), array.data.type)
+                    populate_array(array, begin, [builder.load(size)], [itemsize], itemsize, meminfo=None)
+                    builder.store(cgutils.false_bit, failed)
+                with wrong:
+                    message = f"expected a tensor of {typ.tensor_dtype} with memory of its own"
+                    c.pyapi.err_set_string("PyExc_TypeError", message)
+        with not_described, builder.if_then(cgutils.is_null(builder, c.pyapi.err_occurred())):
+            c.pyapi.err_set_string("PyExc_RuntimeError", "DLPack cannot describe this argument")
     return NativeValue(array._getvalue(), is_error=builder.load(failed))
 
 
@@ -187,7 +190,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Te
     if channels_last:
         array = array.transpose(0, 3, 1, 2)
     capsule = array.__dlpack__()
-    if dtype in _HALVES:
+    if dtype.itemsize == 2:
         _head(capsule).dtype = _DLPACK_DTYPES[dtype]
     if channels_last and _LEAVES_STRIDES_OUT and array.flags.c_contiguous:
         _, C, H, W = shape

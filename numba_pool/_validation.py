@@ -9,7 +9,7 @@ import operator
 import torch
 from torch import Tensor
 
-DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda", "meta")
 
 # The names that ATen's messages call dtypes by.

@@ -78,7 +78,7 @@ CASES = {
 
 
 class Encoding(NamedTuple):
-    """How memory holds numbers of a type, and how finely; half types are what integers of their bits stand for."""
+    """How memory holds numbers of a type, and how finely; half types are held as integers of the same bits."""
 
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
@@ -136,7 +136,7 @@ def plan_and_run(plan, src, dst, *sizes_and_threads):
     """Make the tensors that the arrays stand for, plan and run."""
     *sizes, threads = sizes_and_threads
     dtype = TENSOR_DTYPES[src.dtype.name]
-    plan(_dlpack.MEMORY[dtype], *sizes).run(*(torch.from_numpy(a).view(dtype) for a in (src, dst)), threads)
+    plan(_dlpack.FLAT_TENSORS[dtype], *sizes).run(*(torch.from_numpy(a).view(dtype) for a in (src, dst)), threads)
 
 
 def forward(*arguments):

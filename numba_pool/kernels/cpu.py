@@ -22,7 +22,7 @@ Jobs are independent, and each one's order of summation depends on the sizes alo
 Small planes go another way: they are transposed, so that each lane has a plane of its own.
 """
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numba import float64, intp, njit, prange, typeof
@@ -544,53 +544,55 @@ def add_pieces(pieces, dst, planes, inner, oH, oW, rows, jobs, target, areas):
 class Plan:
     """How one pooling of given sizes is done: worked out once, used many times."""
 
-    def __init__(self, memory, kernels, arguments, units, threads, pieces):
-        self.memory = memory  # the type of source and target
+    def __init__(self, tensor_type, kernels, arguments, units, threads, pieces):
         self.kernels = kernels  # for one thread and for several
         self.arguments = arguments  # what the kernels get beside source and target: sizes and tables
         self.units = units  # of work
         self.threads = threads  # the most that are worth their start
         self.pieces = pieces  # where windows are cut: how many sums, their dtype, arguments of `add_pieces`
+        self._tensor_type = tensor_type
+        self._sums_type = tensor_type if pieces is None else Array(from_dtype(pieces[1]), 1, "C")
+        self._serial = self._parallel = self._add_pieces = None  # machine code, once it is needed
 
     def run(self, src, dst, threads):
-        """Fill `dst` from `src` on up to `threads` threads."""
+        """Fill the tensor `dst` from the tensor `src`, on up to `threads` threads."""
         sums = dst if self.pieces is None else np.empty(*self.pieces[:2])
         threads = min(threads, self.threads)
         if threads < 2 or not run_in_pool(self._run_parallel, src, sums, threads):
+            if self._serial is None:
+                self._serial = self._compiled(self.kernels[0])
             self._serial(src, sums, *self.arguments, 0, self.units)
         if self.pieces is not None:
-            self._add_pieces(sums, dst, *self.pieces[2])
+            *_, arguments = self.pieces
+            if self._add_pieces is None:
+                self._add_pieces = compiled(add_pieces, self._sums_type, self._tensor_type, *map(typeof, arguments))
+            self._add_pieces(sums, dst, *arguments)
 
     def _run_parallel(self, src, sums, threads):
+        if self._parallel is None:
+            self._parallel = self._compiled(self.kernels[1])
         self._parallel(src, sums, *self.arguments, self.units, threads)
 
-    # The kernels as compiled for these types, when they are first needed. A call of what `compile` returns takes half
-    # the time that a call of the dispatcher takes, which looks at the type of every argument.
-
-    @cached_property
-    def _serial(self):
-        return self.kernels[0].compile((self.memory, self._sums, *map(typeof, self.arguments), intp, intp))
-
-    @cached_property
-    def _parallel(self):
-        return self.kernels[1].compile((self.memory, self._sums, *map(typeof, self.arguments), intp, intp))
-
-    @cached_property
-    def _add_pieces(self):
-        return add_pieces.compile((self._sums, self.memory, *map(typeof, self.pieces[2])))
-
-    @property
-    def _sums(self):
-        return self.memory if self.pieces is None else Array(from_dtype(self.pieces[1]), 1, "C")
+    def _compiled(self, kernel):
+        return compiled(kernel, self._tensor_type, self._sums_type, *map(typeof, self.arguments), intp, intp)
 
 
-def forward(memory, planes, H, W, oH, oW, inner=1):
+def compiled(kernel, *types):
+    """Return the machine code of a kernel for arguments of some types, as a function.
+
+    A call of it takes half the time that a call of the kernel takes, which looks at the type of every argument.
+    """
+    found = kernel.overloads.get(types)  # first, because `compile` waits while anybody compiles anything
+    return found.entry_point if found else kernel.compile(types)
+
+
+def forward(tensor_type, planes, H, W, oH, oW, inner=1):
     """Plan the average of every window: input of ``(H, W)`` to output of ``(oH, oW)``.
 
     Parameters
     ----------
-    memory : numba.types.Array
-        Type of input and output in compiled code; halves are int16 (float16) or uint16 (bfloat16) there.
+    tensor_type : numba.types.Array
+        What input and output are to compiled code; halves are int16 (float16) or uint16 (bfloat16) there.
     planes : int
         How many planes lie one after the other: ``N * C`` for contiguous tensors, ``N`` for channels_last.
     H, W, oH, oW : int
@@ -603,19 +605,19 @@ def forward(memory, planes, H, W, oH, oW, inner=1):
     Plan
         Its `run` fills the output.
     """
-    return _plan(memory, planes, H, W, oH, oW, inner, True)
+    return _plan(tensor_type, planes, H, W, oH, oW, inner, True)
 
 
-def backward(memory, planes, H, W, oH, oW, inner=1):
+def backward(tensor_type, planes, H, W, oH, oW, inner=1):
     """Plan the gradient of :func:`forward`: grad_output of ``(oH, oW)`` to grad_input of ``(H, W)``.
 
     Parameters and result are those of :func:`forward`.
     """
-    return _plan(memory, planes, oH, oW, H, W, inner, False)
+    return _plan(tensor_type, planes, oH, oW, H, W, inner, False)
 
 
-def _plan(memory, planes, H, W, oH, oW, inner, average):
-    dtype = np.dtype(np.float64 if memory.dtype == float64 else np.float32)
+def _plan(tensor_type, planes, H, W, oH, oW, inner, average):
+    dtype = np.dtype(np.float64 if tensor_type.dtype == float64 else np.float32)
     kernels, arguments, units, pieces = _plan_plane(dtype, H, W, oH, oW, inner, average)
     count = planes * units
     grain = GRAIN if sum_windows in kernels else FAST_GRAIN
@@ -623,7 +625,7 @@ def _plan(memory, planes, H, W, oH, oW, inner, average):
     if pieces is not None:
         rows, (oH, oW), *tables = pieces
         pieces = planes * rows * oW * inner, dtype, (planes, inner, oH, oW, rows, *tables)
-    return Plan(memory, kernels, arguments, count, threads, pieces)
+    return Plan(tensor_type, kernels, arguments, count, threads, pieces)
 
 
 @lru_cache(maxsize=1024)
