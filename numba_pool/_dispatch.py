@@ -1,7 +1,8 @@
 """From checked tensors to the kernels of their device and layout."""
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,36 @@ def is_channels_last(tensor: Tensor) -> bool:
     return c > 0 and C * c <= w and W * w <= h and H * h <= n and H * h != c and N * C * H * W > 0
 
 
+# Elements for each thread: of samples that are copied at once, few enough to stay in the caches until they are read;
+# and of a sample that is worth a call of the kernel of its own.
+PART = 1 << 19
+OWN_CALL = 1 << 17
+
+
+class Parts(NamedTuple):
+    """The plan for a CPU tensor that does not lie in one piece: some samples after the others.
+
+    A crop takes half to three quarters of the time that it takes after a copy of all of it.
+    """
+
+    plan: Callable[[int], cpu.Plan]  # for so many samples
+    channels_last: bool  # how a copy is laid out
+    in_one_piece: bool  # each sample, which need not be copied then
+
+    def run(self, source, target, threads):
+        """Fill `target` from `source`, on up to `threads` threads."""
+        count, copy = 1, None
+        size = source[0].numel()
+        if not self.in_one_piece or size < threads * OWN_CALL:
+            count = min(len(source), max(1, threads * PART // size))
+            copy = _dlpack.empty((count, *source.shape[1:]), source.dtype, self.channels_last)
+        for begin in range(0, len(source), count):
+            part = source[begin : begin + count]
+            if copy is not None:
+                part = copy[: len(part)].copy_(part)
+            self.plan(len(part)).run(part, target[begin : begin + count], threads)
+
+
 class Call(NamedTuple):
     """How a tensor of given sizes, strides, dtype and device is pooled, or a gradient spread: what `run` needs."""
 
@@ -35,17 +66,15 @@ class Call(NamedTuple):
     channels_last: bool  # how the target is laid out
     shape: tuple[int, ...]  # of the target
     reads_channels_last: bool
-    reads_in_place: bool  # or through a copy
-    plan: cpu.Plan | None  # on the CPU, where there is something to compute
+    reads_as_it_is: bool  # or through a copy
+    plan: cpu.Plan | Parts | None  # on the CPU, where there is something to compute
 
     def run(self, source: Tensor) -> Tensor:
         """Return the target for `source`, which must be as planned."""
         if self.source_size == self.target_size:
             return source.clone(memory_format=_memory_format(self.channels_last))
-        if not self.reads_in_place:
-            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last))
-        if source.is_neg():
-            source = source.resolve_neg()
+        if not self.reads_as_it_is or source.is_neg():
+            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last)).resolve_neg()
         if source._is_zerotensor():  # a tangent that torch knows to be zero, and keeps no memory for
             source = source.clone()
         if self.plan is not None:
@@ -93,16 +122,27 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
         channels_last = as_laid_out
     # A plane of one element is the same memory in both formats: there a gradient can be read as it is laid out.
     reads_channels_last = as_laid_out if target_size == (1, 1) else channels_last
-    reads_in_place = source.is_contiguous(memory_format=_memory_format(reads_channels_last))
+    memory_format = _memory_format(reads_channels_last)
+    reads_as_it_is = source.is_contiguous(memory_format=memory_format)
     target_shape = (*shape[:-2], *target_size)
     plan = None
     if is_cpu and math.prod(target_shape) and source_size != target_size:
         _dlpack.empty(target_shape, dtype, False)  # raises where it cannot be had, before tables as long are made
-        planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
+        planes, inner = (1, shape[1]) if reads_channels_last else (math.prod(shape[1:-2]), 1)
         sizes = (*source_size, *target_size) if direction == "forward" else (*target_size, *source_size)
-        plan = getattr(cpu, direction)(_dlpack.FLAT_TENSORS[dtype], planes, *sizes, inner)
+
+        def plan_samples(count):
+            return getattr(cpu, direction)(_dlpack.FLAT_TENSORS[dtype], count * planes, *sizes, inner)
+
+        if reads_as_it_is:
+            plan = plan_samples(shape[0])
+        else:
+            plan = Parts(
+                cache(plan_samples), reads_channels_last, source[:1].is_contiguous(memory_format=memory_format)
+            )
+            reads_as_it_is = True
     return Call(
-        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_in_place, plan
+        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_as_it_is, plan
     )
 
 

@@ -78,6 +78,20 @@ def _sliced_channels(x):
     return big[:, 1:-2]
 
 
+def _every_other_sample(x):
+    N, *sizes = x.shape
+    big = x.new_full((2 * N, *sizes), torch.nan).contiguous(memory_format=torch.channels_last)
+    big[::2] = x
+    return big[::2]
+
+
+def _some_channels(x):
+    N, C, H, W = x.shape
+    big = x.new_full((N, C + 3, H, W), torch.nan)
+    big[:, 1:-2] = x
+    return big[:, 1:-2]
+
+
 def _shifted(x):
     return torch.cat((x.new_full((1,), torch.nan), x.reshape(-1)))[1:].view(x.shape)
 
@@ -89,6 +103,8 @@ LAYOUTS = {
     "shifted": _shifted,
     "sliced": _sliced,
     "sliced channels": _sliced_channels,
+    "some channels": _some_channels,
+    "every other sample": _every_other_sample,
     "transposed": lambda x: x.mT.contiguous().mT,
     "batch inside": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
     "batch and channels swapped": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),

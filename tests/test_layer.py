@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import DTYPES, LAYOUTS, assert_close, exact_gradient, exact_pool
 from torch._prims_common import suggest_memory_format
 
-from numba_pool import AdaptiveAvgPool2d, _threads, adaptive_avg_pool2d
+from numba_pool import AdaptiveAvgPool2d, _dispatch, _threads, adaptive_avg_pool2d
 
 SHAPE = (3, 17, 13, 18)
 OUTPUT_SIZES = (1, 2, (4, 5), (13, 1), (20, 7), (None, 6), (13, 18))
@@ -92,6 +92,25 @@ def test_derivatives_of_any_order(size, output_size, memory_format):
     pool = AdaptiveAvgPool2d(output_size)
     assert torch.autograd.gradcheck(pool, input, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(pool, input, check_fwd_over_rev=True)
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("own_call", [1, 1 << 20], ids=["samples in place", "copied samples"])
+def test_parts_give_the_bits_of_the_whole(layout, dtype, own_call, monkeypatch):
+    input = LAYOUTS[layout](torch.randn(7, *SHAPE[1:], dtype=dtype)).requires_grad_()
+    weights = LAYOUTS[layout](torch.randn(7, SHAPE[1], 4, 5, dtype=dtype))
+
+    def both():
+        output = adaptive_avg_pool2d(input, (4, 5))
+        return output, *torch.autograd.grad(output, input, weights)
+
+    whole = both()
+    monkeypatch.setattr(_dispatch, "PART", 2 * weights[0].numel())  # one at a time forward, two or more backward
+    monkeypatch.setattr(_dispatch, "OWN_CALL", own_call)
+    for one, other in zip(both(), whole, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
 
 
 @memory_formats
