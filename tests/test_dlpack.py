@@ -74,12 +74,11 @@ from numba_pool import _dlpack, adaptive_avg_pool2d
 assert (_dlpack._describe is _dlpack._describe_by_capsule) == (sys.argv[1] == "without")
 
 torch.manual_seed(0)
-for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 3, 9, 8).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
-        y = adaptive_avg_pool2d(x, (4, 3))
-        y.backward(torch.randn(y.shape).to(dtype))
-        print(*(bits.item() for t in (y, x.grad) for bits in t.double().view(torch.int64).flatten()))
+for dtype, memory_format in (torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last):
+    x = torch.randn(2, 3, 9, 8).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    y = adaptive_avg_pool2d(x, (4, 3))
+    y.backward(torch.randn(y.shape).to(dtype))
+    print(*(bits.item() for t in (y, x.grad) for bits in t.double().view(torch.int64).flatten()))
 assert _dlpack.address(x) == x.data_ptr()
 
 def interrupted(tensor):
@@ -95,8 +94,8 @@ if sys.argv[1] == "without":
 
 
 @pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API")
-def test_without_the_exchange_api_the_bits_are_the_same(tmp_path):
-    """Each process loads what the other has compiled, or compiles for itself."""
-    results = spawn(WITHOUT_EXCHANGE, "without", NUMBA_CACHE_DIR=tmp_path)
-    assert len(results.split()) == 8 * (2 * 3 * 4 * 3 + 2 * 3 * 9 * 8)
-    assert results == spawn(WITHOUT_EXCHANGE, "with", NUMBA_CACHE_DIR=tmp_path)
+def test_without_the_exchange_api_the_bits_are_the_same():
+    """The machine code is the same too: one of the two processes finds it in the cache."""
+    results = spawn(WITHOUT_EXCHANGE, "without")
+    assert len(results.split()) == 2 * (2 * 3 * 4 * 3 + 2 * 3 * 9 * 8)
+    assert results == spawn(WITHOUT_EXCHANGE, "with")
