@@ -27,16 +27,18 @@ def is_channels_last(tensor: Tensor) -> bool:
     return c > 0 and C * c <= w and W * w <= h and H * h <= n and H * h != c and N * C * H * W > 0
 
 
-# Elements for each thread: of samples that are copied at once, few enough to stay in the caches until they are read;
-# and of a sample that is worth a call of the kernel of its own.
+# Elements for each thread that are copied at once: few enough to stay in the caches until they are read.
 PART = 1 << 19
+
+# Elements for each thread that make a sample worth a call of the kernel of its own.
 OWN_CALL = 1 << 17
 
 
 class Parts(NamedTuple):
-    """The plan for a CPU tensor that does not lie in one piece: some samples after the others.
+    """The plan for a CPU tensor that does not lie in one piece: some samples, or channels, after the others.
 
-    A crop takes half to three quarters of the time that it takes after a copy of all of it.
+    Large crops take half to four fifths of the time that they take after a copy of all, and a choice of channels, whose
+    samples lie in one piece, a third.
     """
 
     plan: Callable[[int], cpu.Plan]  # for so many planes
@@ -45,19 +47,20 @@ class Parts(NamedTuple):
 
     def run(self, source, target, threads):
         """Fill `target` from `source`, on up to `threads` threads."""
-        if source.dim() == 4 and len(source) == 1 and not self.channels_last:
-            source, target = source[0], target[0]  # a single sample, some channels after the others
+        size = source.numel() // len(source)
         count, copy = 1, None
-        size = source[0].numel()
-        if not self.in_one_piece or size < threads * OWN_CALL:
+        if not self.in_one_piece or size < threads * OWN_CALL or source.is_neg():
+            if size > threads * PART and source.dim() == 4 and not self.channels_last:
+                for sample, its_target in zip(source, target, strict=True):
+                    self.run(sample, its_target, threads)  # by channels
+                return
             count = min(len(source), max(1, threads * PART // size))
             copy = _dlpack.empty((count, *source.shape[1:]), source.dtype, self.channels_last)
-        for begin in range(0, len(source), count):
-            part = source[begin : begin + count]
+        for part, its_target in zip(source.split(count), target.split(count), strict=True):
             if copy is not None:
                 part = copy[: len(part)].copy_(part)
             planes = len(part) if self.channels_last else math.prod(part.shape[:-2])
-            self.plan(planes).run(part, target[begin : begin + count], threads)
+            self.plan(planes).run(part, its_target, threads)
 
 
 class Call(NamedTuple):
@@ -69,15 +72,17 @@ class Call(NamedTuple):
     channels_last: bool  # how the target is laid out
     shape: tuple[int, ...]  # of the target
     reads_channels_last: bool
-    reads_as_it_is: bool  # or through a copy
+    takes_as_it_is: bool  # or makes it contiguous first
     plan: cpu.Plan | Parts | None  # on the CPU, where there is something to compute
 
     def run(self, source: Tensor) -> Tensor:
         """Return the target for `source`, which must be as planned."""
         if self.source_size == self.target_size:
             return source.clone(memory_format=_memory_format(self.channels_last))
-        if not self.reads_as_it_is or source.is_neg():
-            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last)).resolve_neg()
+        if not self.takes_as_it_is:
+            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last))
+        if source.is_neg() and not isinstance(self.plan, Parts):
+            source = source.resolve_neg()
         if source._is_zerotensor():  # a tangent that torch knows to be zero, and keeps no memory for
             source = source.clone()
         if self.plan is not None:
@@ -126,7 +131,7 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
     # A plane of one element is the same memory in both formats: there a gradient can be read as it is laid out.
     reads_channels_last = as_laid_out if target_size == (1, 1) else channels_last
     memory_format = _memory_format(reads_channels_last)
-    reads_as_it_is = source.is_contiguous(memory_format=memory_format)
+    takes_as_it_is = source.is_contiguous(memory_format=memory_format)
     target_shape = (*shape[:-2], *target_size)
     plan = None
     if is_cpu and math.prod(target_shape) and source_size != target_size:
@@ -137,13 +142,13 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
         def plan_of(planes):
             return getattr(cpu, direction)(_dlpack.FLAT_TENSORS[dtype], planes, *sizes, inner)
 
-        if reads_as_it_is:
+        if takes_as_it_is:
             plan = plan_of(planes)
         else:
             in_one_piece = source[:1].is_contiguous(memory_format=memory_format)
-            plan, reads_as_it_is = Parts(cache(plan_of), reads_channels_last, in_one_piece), True
+            plan, takes_as_it_is = Parts(cache(plan_of), reads_channels_last, in_one_piece), True
     return Call(
-        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_as_it_is, plan
+        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, takes_as_it_is, plan
     )
 
 

@@ -67,7 +67,7 @@ def _describe_by_capsule(tensor, head_address):
         # one size, kept in the head itself where the strides were.
         head = _DLTensor.from_address(head_address)
         head.ndim, head.shape, head.strides = 1, head_address + _DLTensor.strides.offset, tensor.numel()
-    except BaseException:  # ctypes would print it, and the caller take the head for filled
+    except BaseException:  # Ctrl-C too: ctypes would only print it, and the caller take the head for filled
         return -1
     return 0
 
@@ -160,7 +160,7 @@ def _unbox_flat_tensor(typ, tensor, c):
                     populate_array(array, begin, [builder.load(size)], [itemsize], itemsize, meminfo=None)
                     builder.store(cgutils.false_bit, failed)
                 with wrong:
-                    message = f"expected a tensor of {typ.tensor_dtype} with memory of its own"
+                    message = f"expected a tensor of {typ.tensor_dtype} that has memory"
                     c.pyapi.err_set_string("PyExc_TypeError", message)
         with not_described, builder.if_then(cgutils.is_null(builder, c.pyapi.err_occurred())):
             c.pyapi.err_set_string("PyExc_RuntimeError", "DLPack cannot describe this argument")
@@ -186,7 +186,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Te
     try:
         array = np.empty(in_memory, _ARRAY_DTYPES[dtype])
     except (MemoryError, ValueError) as error:
-        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
+        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a tensor of shape {list(shape)}: {error}") from None
     if channels_last:
         array = array.transpose(0, 3, 1, 2)
     capsule = array.__dlpack__()

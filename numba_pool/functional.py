@@ -27,8 +27,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     input : torch.Tensor
         Shape ``(N, C, H, W)`` or ``(C, H, W)``; float32, float64, float16 or bfloat16; on a CPU or a CUDA device.
         H and W are at least 1; N and C may be 0.
-        Contiguous and channels_last tensors are read in place, any other strides through a copy of some samples
-        (of one sample: some channels) at a time.
+        Contiguous and channels_last tensors are read in place.
+        Of any others a part is copied at a time, where that is needed; on a CUDA device, all at once.
     output_size : int or tuple of (int or None, int or None)
         ``(oH, oW)``, in elements; one int stands for a square, and None for the input's own size.
         It may be larger than the input, or 0.

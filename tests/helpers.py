@@ -112,6 +112,8 @@ LAYOUTS = {
     "expanded channels": lambda x: x[:, :1].expand_as(x),
     "expanded plane": lambda x: x[..., :1, :1].expand_as(x),
     "negative bit": lambda x: torch._neg_view(-x),
+    "negative bit, sliced": lambda x: torch._neg_view(_sliced(-x)),
+    "negative bit, some channels": lambda x: torch._neg_view(_some_channels(-x)),
     "negative bit, channels_last": lambda x: torch._neg_view(-x.contiguous(memory_format=torch.channels_last)),
 }
 

@@ -99,19 +99,23 @@ def test_derivatives_of_any_order(size, output_size, memory_format):
 @pytest.mark.parametrize("samples", [7, 1])
 @pytest.mark.parametrize("own_call", [1, 1 << 20], ids=["in place", "copied"])
 def test_parts_give_the_bits_of_the_whole(layout, dtype, own_call, samples, monkeypatch):
-    input = LAYOUTS[layout](torch.randn(samples, *SHAPE[1:], dtype=dtype)).requires_grad_()
+    torch.set_num_threads(1)
+    input = LAYOUTS[layout](torch.randn(samples, *SHAPE[1:], dtype=dtype))
     weights = LAYOUTS[layout](torch.randn(samples, SHAPE[1], 4, 5, dtype=dtype))
 
-    def both():
-        output = adaptive_avg_pool2d(input, (4, 5))
-        return output, *torch.autograd.grad(output, input, weights)
+    def pooled():
+        for x, w in (input, weights), (input[0], weights[0]):
+            output = adaptive_avg_pool2d(x.requires_grad_(), (4, 5))
+            yield from (output, *torch.autograd.grad(output, x, w))
 
-    whole = both()
-    monkeypatch.setattr(_dispatch, "PART", 2 * weights[0].numel())  # one at a time forward, two or more backward
+    whole = list(pooled())
     monkeypatch.setattr(_dispatch, "OWN_CALL", own_call)
-    for one, other in zip(both(), whole, strict=True):
-        assert torch.equal(one, other)
-        assert one.stride() == other.stride()
+    # Forward and backward one channel and five, two channels and two samples, two samples and all.
+    for part in (100, 680, 2 * input[0].numel()):
+        monkeypatch.setattr(_dispatch, "PART", part)
+        for one, other in zip(pooled(), whole, strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
 
 
 @memory_formats
