@@ -118,6 +118,15 @@ class FlatTensor(types.Array):
         self.tensor_dtype = dtype
         super().__init__(from_dtype(_ARRAY_DTYPES[dtype]), 1, "C", name=f"FlatTensor({dtype})")
 
+    @property
+    def of_sums(self) -> "FlatTensor":
+        """The type that sums of such elements are kept in."""
+        return FLAT_TENSORS[torch.float64 if self.tensor_dtype is torch.float64 else torch.float32]
+
+    def empty(self, size: int) -> Tensor:
+        """Return a new tensor of this type, with so many elements."""
+        return empty((size,), self.tensor_dtype, channels_last=False)
+
 
 register_model(FlatTensor)(models.ArrayModel)
 

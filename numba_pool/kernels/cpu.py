@@ -26,8 +26,6 @@ from functools import lru_cache
 
 import numpy as np
 from numba import float64, intp, njit, prange, typeof
-from numba.np.numpy_support import from_dtype
-from numba.types import Array
 
 from .._cache import keep_compiled
 from .._threads import run_in_pool
@@ -549,21 +547,21 @@ class Plan:
         self.arguments = arguments  # what the kernels get beside source and target: sizes and tables
         self.units = units  # of work
         self.threads = threads  # the most that are worth their start
-        self.pieces = pieces  # where windows are cut: how many sums, their dtype, arguments of `add_pieces`
+        self.pieces = pieces  # where windows are cut: how many sums, and arguments of `add_pieces`
         self._tensor_type = tensor_type
-        self._sums_type = tensor_type if pieces is None else Array(from_dtype(pieces[1]), 1, "C")
+        self._sums_type = tensor_type if pieces is None else tensor_type.of_sums
         self._serial = self._parallel = self._add_pieces = None  # machine code, once it is needed
 
     def run(self, src, dst, threads):
         """Fill the tensor `dst` from the tensor `src`, on up to `threads` threads."""
-        sums = dst if self.pieces is None else np.empty(*self.pieces[:2])
+        sums = dst if self.pieces is None else self._sums_type.empty(self.pieces[0])
         threads = min(threads, self.threads)
         if threads < 2 or not run_in_pool(self._run_parallel, src, sums, threads):
             if self._serial is None:
                 self._serial = self._compiled(self.kernels[0])
             self._serial(src, sums, *self.arguments, 0, self.units)
         if self.pieces is not None:
-            *_, arguments = self.pieces
+            _, arguments = self.pieces
             if self._add_pieces is None:
                 self._add_pieces = compiled(add_pieces, self._sums_type, self._tensor_type, *map(typeof, arguments))
             self._add_pieces(sums, dst, *arguments)
@@ -591,7 +589,7 @@ def forward(tensor_type, planes, H, W, oH, oW, inner=1):
 
     Parameters
     ----------
-    tensor_type : numba.types.Array
+    tensor_type : FlatTensor
         What input and output are to compiled code; halves are int16 (float16) or uint16 (bfloat16) there.
     planes : int
         How many planes lie one after the other: ``N * C`` for contiguous tensors, ``N`` for channels_last.
@@ -624,7 +622,7 @@ def _plan(tensor_type, planes, H, W, oH, oW, inner, average):
     threads = min(count, 1 + planes * inner * (H * W + oH * oW) // grain)
     if pieces is not None:
         rows, (oH, oW), *tables = pieces
-        pieces = planes * rows * oW * inner, dtype, (planes, inner, oH, oW, rows, *tables)
+        pieces = planes * rows * oW * inner, (planes, inner, oH, oW, rows, *tables)
     return Plan(tensor_type, kernels, arguments, count, threads, pieces)
 
 
