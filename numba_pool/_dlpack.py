@@ -192,7 +192,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Te
     try:
         array = np.empty(in_memory, _ARRAY_DTYPES[dtype])
     except (MemoryError, ValueError) as error:
-        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a tensor of shape {list(shape)}: {error}") from None
+        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
     if channels_last:
         array = array.transpose(0, 3, 1, 2)
     capsule = array.__dlpack__()
