@@ -1,4 +1,4 @@
-"""From checked tensors to the kernels of their device and layout."""
+"""From tensors to the kernels of their device and layout."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     samples lie in one piece, a third.
     """
 
-    plan: Callable[[int], cpu.Plan]  # for so many planes
+    plan: Callable[[torch.Size], cpu.Plan]  # for a part of such a shape
     channels_last: bool  # how a copy is laid out
     in_one_piece: bool  # each sample, which need not be copied then
 
@@ -59,8 +59,7 @@ class Parts(NamedTuple):
         for part, its_target in zip(source.split(count), target.split(count), strict=True):
             if copy is not None:
                 part = copy[: len(part)].copy_(part)
-            planes = len(part) if self.channels_last else math.prod(part.shape[:-2])
-            self.plan(planes).run(part, its_target, threads)
+            self.plan(part.shape).run(part, its_target, threads)
 
 
 class Call(NamedTuple):
@@ -72,17 +71,18 @@ class Call(NamedTuple):
     channels_last: bool  # how the target is laid out
     shape: tuple[int, ...]  # of the target
     reads_channels_last: bool
-    takes_as_it_is: bool  # or makes it contiguous first
+    reads_in_place: bool  # or through copies
     plan: cpu.Plan | Parts | None  # on the CPU, where there is something to compute
 
     def run(self, source: Tensor) -> Tensor:
         """Return the target for `source`, which must be as planned."""
         if self.source_size == self.target_size:
             return source.clone(memory_format=_memory_format(self.channels_last))
-        if not self.takes_as_it_is:
-            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last))
-        if source.is_neg() and not isinstance(self.plan, Parts):
-            source = source.resolve_neg()
+        if self.reads_in_place:
+            if source.is_neg():
+                source = source.resolve_neg()
+        elif not isinstance(self.plan, Parts):
+            source = source.contiguous(memory_format=_memory_format(self.reads_channels_last)).resolve_neg()
         if source._is_zerotensor():  # a tangent that torch knows to be zero, and keeps no memory for
             source = source.clone()
         if self.plan is not None:
@@ -101,6 +101,7 @@ class Call(NamedTuple):
 def forward(input: Tensor, output_size: tuple[int, int]) -> Call:
     """Plan the pooling of a tensor to `output_size`, ``(oH, oW)``; raise unless it can be pooled."""
     dtype, is_cpu = input.dtype, input.is_cpu
+    # What `_plan` is not told, or could not make a source of; it checks the shape, and each only once.
     if input.layout is not torch.strided or dtype not in DTYPES or not (is_cpu or input.is_cuda):
         check_input(input)
     return _plan("forward", input.shape, input.stride(), dtype, is_cpu, output_size, None)
@@ -131,24 +132,24 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
     # A plane of one element is the same memory in both formats: there a gradient can be read as it is laid out.
     reads_channels_last = as_laid_out if target_size == (1, 1) else channels_last
     memory_format = _memory_format(reads_channels_last)
-    takes_as_it_is = source.is_contiguous(memory_format=memory_format)
+    reads_in_place = source.is_contiguous(memory_format=memory_format)
     target_shape = (*shape[:-2], *target_size)
     plan = None
     if is_cpu and math.prod(target_shape) and source_size != target_size:
         _dlpack.empty(target_shape, dtype, False)  # raises where it cannot be had, before tables as long are made
-        planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
         sizes = (*source_size, *target_size) if direction == "forward" else (*target_size, *source_size)
 
-        def plan_of(planes):
+        def plan_of(shape):
+            planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
             return getattr(cpu, direction)(_dlpack.FLAT_TENSORS[dtype], planes, *sizes, inner)
 
-        if takes_as_it_is:
-            plan = plan_of(planes)
+        if reads_in_place:
+            plan = plan_of(shape)
         else:
             in_one_piece = source[:1].is_contiguous(memory_format=memory_format)
-            plan, takes_as_it_is = Parts(cache(plan_of), reads_channels_last, in_one_piece), True
+            plan = Parts(cache(plan_of), reads_channels_last, in_one_piece)
     return Call(
-        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, takes_as_it_is, plan
+        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_in_place, plan
     )
 
 

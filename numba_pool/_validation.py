@@ -69,12 +69,10 @@ def check_output_size(input: Tensor, output_size) -> tuple[int, int]:
             f"adaptive_avg_pool2d(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
         )
     # First the common cases, at little cost.
-    if type(output_size) is int and 0 <= output_size <= _INT64_MAX:
-        return output_size, output_size
-    if type(output_size) is tuple and len(output_size) == 2 and input.dim() > 2:
-        oH, oW = output_size
-        if type(oH) is type(oW) is int and 0 <= oH <= _INT64_MAX and 0 <= oW <= _INT64_MAX:
-            return output_size
+    is_pair = type(output_size) is tuple and len(output_size) == 2 and input.dim() > 2
+    oH, oW = pair = output_size if is_pair else (output_size, output_size)
+    if type(oH) is type(oW) is int and 0 <= oH <= _INT64_MAX and 0 <= oW <= _INT64_MAX:
+        return pair
     if isinstance(output_size, (int, torch.SymInt)) and not isinstance(output_size, bool):
         sizes = (output_size, output_size)
     else:

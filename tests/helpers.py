@@ -71,13 +71,6 @@ def _sliced(x):
     return big[..., 1:-1, 1::2]
 
 
-def _sliced_channels(x):
-    N, C, H, W = x.shape
-    big = x.new_full((N, C + 3, H, W), torch.nan).contiguous(memory_format=torch.channels_last)
-    big[:, 1:-2] = x
-    return big[:, 1:-2]
-
-
 def _every_other_sample(x):
     N, *sizes = x.shape
     big = x.new_full((2 * N, *sizes), torch.nan).contiguous(memory_format=torch.channels_last)
@@ -85,9 +78,9 @@ def _every_other_sample(x):
     return big[::2]
 
 
-def _some_channels(x):
+def _some_channels(x, memory_format=torch.contiguous_format):
     N, C, H, W = x.shape
-    big = x.new_full((N, C + 3, H, W), torch.nan)
+    big = x.new_full((N, C + 3, H, W), torch.nan).contiguous(memory_format=memory_format)
     big[:, 1:-2] = x
     return big[:, 1:-2]
 
@@ -102,7 +95,7 @@ LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "shifted": _shifted,
     "sliced": _sliced,
-    "sliced channels": _sliced_channels,
+    "sliced channels": lambda x: _some_channels(x, torch.channels_last),
     "some channels": _some_channels,
     "every other sample": _every_other_sample,
     "transposed": lambda x: x.mT.contiguous().mT,

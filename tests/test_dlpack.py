@@ -10,6 +10,7 @@ from helpers import DTYPES, spawn
 from numba.core.compiler_lock import global_compiler_lock
 
 from numba_pool import _dlpack, adaptive_avg_pool2d
+from numba_pool.kernels.cpu import compiled
 
 
 @numba.njit
@@ -20,7 +21,7 @@ def values_of(memory):
 
 def compiled_for(dtype):
     """Return `values_of` as the kernels are called: compiled for tensors of a dtype."""
-    return values_of.compile((_dlpack.FLAT_TENSORS[dtype],))
+    return compiled(values_of, _dlpack.FLAT_TENSORS[dtype])
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

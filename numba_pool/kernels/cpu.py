@@ -25,7 +25,8 @@ Small planes go another way: they are transposed, so that each lane has a plane 
 from functools import lru_cache
 
 import numpy as np
-from numba import float64, intp, njit, prange, typeof
+from numba import intp, njit, prange, typeof
+from numba.np.numpy_support import as_dtype
 
 from .._cache import keep_compiled
 from .._threads import run_in_pool
@@ -615,7 +616,7 @@ def backward(tensor_type, planes, H, W, oH, oW, inner=1):
 
 
 def _plan(tensor_type, planes, H, W, oH, oW, inner, average):
-    dtype = np.dtype(np.float64 if tensor_type.dtype == float64 else np.float32)
+    dtype = as_dtype(tensor_type.of_sums.dtype)
     kernels, arguments, units, pieces = _plan_plane(dtype, H, W, oH, oW, inner, average)
     count = planes * units
     grain = GRAIN if sum_windows in kernels else FAST_GRAIN
