@@ -73,6 +73,15 @@ CASES = {
     "windows as wide as the plane": (2, 17, 9, 16, 5, 1),
     "low and wide windows of gradients": (1, 3, 5, 1, 33, 18),
     "windows of few pixels": (2, 64 + 32 + 11, 9, 11, 4, 5),
+    "short rows": (2, 3, 45, 60, 2, 4),
+    "short rows, one more than two registers": (2, 2, 2 * cpu.ROWS + 3, 33, 2, 1),
+    "short rows of four registers": (1, 3, 3 * cpu.ROWS, 64, 1, 9),
+    "few channels that are picked": (2, 5, 21, 34, 9, 15),
+    "few channels, pieces": (1, 3, 2 * cpu.PIECE_ROWS + 3, 9, 1, 4),
+    "a pixel for a whole plane": (2, 40, 1, 1, 45, 30),
+    "a pixel for many columns": (1, 37, 3, 2, 10, 70),
+    "a pixel of many channels": (1, 2 * cpu.REPEATED + 5, 2, 2, 5, 4),
+    "more equal rows than one job has": (1, 24, 1, 2, 26, cpu.SHARED // 240),
     "larger than the caches": (1, 2, 1030, cpu.LARGE // 2048, 5, 3),
 }
 
@@ -177,6 +186,14 @@ def test_kernels_against_the_reference(case, encoding, monkeypatch):
     monkeypatch.setattr(cpu, "GRAIN", 1)
     monkeypatch.setattr(cpu, "FAST_GRAIN", 1)
     check(CASES[case], ENCODINGS[encoding])
+
+
+@pytest.mark.parametrize("inner", [1, 3, 64])
+@pytest.mark.parametrize("output_size", [1, 2, 7])
+def test_one_large_plane_is_work_for_every_thread(output_size, inner):
+    sizes = 2048, 2048, output_size, output_size, inner
+    for plan in (cpu.forward, cpu.backward):
+        assert plan(_dlpack.FLAT_TENSORS[torch.float32], 1, *sizes).threads >= 8
 
 
 def in_numpy(compute):
