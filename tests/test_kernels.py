@@ -78,6 +78,8 @@ CASES = {
     "short rows of four registers": (1, 3, 3 * cpu.ROWS, 64, 1, 9),
     "few channels that are picked": (2, 5, 21, 34, 9, 15),
     "few channels, pieces": (1, 3, 2 * cpu.PIECE_ROWS + 3, 9, 1, 4),
+    "few channels, several pixels in a row": (2, 3, 23, 84, 4, 1),
+    "few channels, pieces of such rows": (1, 11, 3 * cpu.PIECE_RUN // 4 + 5, 22, 1, 1),
     "a pixel for a whole plane": (2, 40, 1, 1, 45, 30),
     "a pixel for many columns": (1, 37, 3, 2, 10, 70),
     "a pixel of many channels": (1, 2 * cpu.REPEATED + 5, 2, 2, 5, 4),

@@ -757,9 +757,13 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
 
     most_rows = PIECE_ROWS
     if inner > 1 and oW == 1:
-        # Windows as wide as the plane are runs of pixels: they are added up at once, as rows of one pixel each.
+        # Windows as wide as the plane are runs of pixels: they are added up at once, as rows of one pixel each, or of
+        # several, if they have few channels: up to 4.5 times as fast.
         most_rows = PIECE_RUN
-        tops, bottoms, H, W, columns, widths = tops * W, bottoms * W, H * W, 1, np.array([[0], [1]]), np.ones(1, int)
+        length = max(n for n in range(1, 8 * LANES // inner + 1) if W % n == 0) if inner < LANES else 1
+        rows = W // length
+        tops, bottoms, H, W = tops * rows, bottoms * rows, H * rows, length
+        columns, widths = np.array([[0], [length]]), np.array([length])
 
     pieces = None
     rows = max(1, min(most_rows, PIECE // int(widths.max())))
@@ -786,15 +790,16 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
     picked = widths.max() <= NARROW
     if small or inner >= LANES or (inner > 1 and not picked):
         # Neighbouring columns, too, if they are many; but pieces are all kept.
-        new, across = _distinct(*columns, oW)
+        starts, ends = columns
+        new, across = _distinct(starts, ends, oW)
         if pieces is not None or oW * inner < REPEATED * len(new):
-            new, across = _distinct(*columns, 1)
+            new, across = _distinct(starts, ends, 1)
         weights = weights if weighting == SHARES else weights[:, new]
-        tables, results = (jobs, (target, across), columns[:, new]), (weights.astype(dtype).ravel(), weighting)
+        bounds, results = (jobs, (target, across), columns[:, new]), (weights.astype(dtype).ravel(), weighting)
         if inner == 1:
-            return (sum_small_planes, sum_small_planes_parallel), (H, W, oH, oW, *tables, *results), 1, None
+            return (sum_small_planes, sum_small_planes_parallel), (H, W, oH, oW, *bounds, *results), 1, None
         direct = inner >= LANES and largest <= PIXELS
-        arguments = H, W, inner, oH, oW, *tables, int(heights.max()), direct, *results
+        arguments = H, W, inner, oH, oW, *bounds, int(heights.max()), direct, *results
         return (sum_pixels, sum_pixels_parallel), arguments, count, pieces
 
     packed = flat = 0
