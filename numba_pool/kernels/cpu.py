@@ -31,7 +31,7 @@ from numba.np.numpy_support import as_dtype
 from .._cache import keep_compiled
 from .._threads import run_in_pool
 from ..windows import pooling_windows
-from .simd import LANES, fill, get, load, pick, prefetch, put, rolled, scratch, store, total, transpose_tile
+from .simd import LANES, add_pairs, fill, get, load, pick, prefetch, put, rolled, scratch, store, total, transpose_tile
 
 # A window of more elements, rows or pixels in a run is cut into pieces, one job each: a chain of additions stays short,
 # and every thread finds work.
@@ -298,7 +298,7 @@ def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
     """
     rolled()
     start, wide_start = picks
-    _, _, _, _, narrowest, widest, registers, step = shape
+    _, _, _, _, narrowest, widest, registers, step, _ = shape
     for r in range(n):
         row = to + get(target, j + r) * length
         for k in range(0, length, LANES):
@@ -314,6 +314,47 @@ def pick_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
                 for q in range(0, registers * LANES, LANES):
                     t = pick(t, load(sums, a + q + narrowest * step, LANES), wide_start, k, q)
                 s = s + t
+            if weighting != SHARES:
+                s = weigh(s, load(weights, (j + r) * length + k, LANES), weighting)
+            write(dst, row + k, s, length - k)
+        repeat(dst, to, target, j + r, length)
+
+
+@_inline
+def sum_pairs(sums, i):
+    """Return the sums of sixteen pairs of neighbours, from element `i` on."""
+    return add_pairs(load(sums, i, LANES), load(sums, i + LANES, LANES))
+
+
+@_inline
+def sum_fours(sums, i):
+    """Return the sums of sixteen times four neighbours, from element `i` on."""
+    return add_pairs(sum_pairs(sums, i), sum_pairs(sums, i + 2 * LANES))
+
+
+@_inline
+def fold_windows(sums, W, first, picks, shape, weights, weighting, j, n, target, dst, to, length):
+    """Do what `pick_windows` does, for windows of two, four or eight elements, one after the other.
+
+    Neighbours are added up in pairs, and these again; of the sums from each position on, most would be made for nothing:
+    up to 1.8 times as fast.
+    """
+    rolled()
+    start, _ = picks
+    _, _, _, _, _, _, registers, _, folded = shape
+    for r in range(n):
+        row = to + get(target, j + r) * length
+        for k in range(0, length, LANES):
+            a = r * W + get(first, k)
+            s = fill(sums, 0)
+            for q in range(0, registers * LANES, LANES):
+                if folded == 2:
+                    t = sum_pairs(sums, a + 2 * q)
+                elif folded == 4:
+                    t = sum_fours(sums, a + 4 * q)
+                else:
+                    t = add_pairs(sum_fours(sums, a + 8 * q), sum_fours(sums, a + 8 * q + 4 * LANES))
+                s = pick(s, t, start, k, q)
             if weighting != SHARES:
                 s = weigh(s, load(weights, (j + r) * length + k, LANES), weighting)
             write(dst, row + k, s, length - k)
@@ -489,11 +530,11 @@ def spread_runs(src, dst, length, weights, lo, hi):
 def sum_windows(src, dst, H, W, oH, oW, jobs, target, columns, first, picks, shape, weights, weighting, lo, hi):
     """Sum the windows of the units of work `lo` to `hi` of contiguous planes: small planes or jobs, as planned."""
     rolled()
-    packed, flat, count, tallest, _, widest, registers, step = shape
+    packed, flat, count, tallest, _, widest, registers, step, folded = shape
     short = packed == 0 and tallest >= ROWS and 2 * LANES < W <= 4 * LANES
     slab = packed if packed > 0 else max(1, SLAB // (W * tallest if weighting == SHARES else W))
     slab = min(slab, hi - lo)
-    slack = (registers + 4 + step) * LANES
+    slack = (registers * folded + 4 + step) * LANES
     sums = scratch(src, slab * (max(count, H) if packed > 0 else 1) * W + slack)
     scaled = scratch(src, slab * (H if packed > 0 else tallest) * W + slack if weighting == SHARES else 0)
     while lo < hi:
@@ -517,8 +558,10 @@ def sum_windows(src, dst, H, W, oH, oW, jobs, target, columns, first, picks, sha
         else:
             sum_rows(src, plane * H * W, W, length, jobs, j, rows, sums)
         to = plane * oH * oW
-        if widest > 0:
+        if widest > 0 and folded == 1:
             pick_windows(sums, W, first, picks, shape, weights, weighting, j, lines, target, dst, to, windows)
+        elif folded > 1:
+            fold_windows(sums, W, first, picks, shape, weights, weighting, j, lines, target, dst, to, windows)
         else:
             span_windows(sums, W, columns, weights, weighting, j, lines, target, dst, to, windows)
         lo += n
@@ -715,7 +758,7 @@ def _plan(tensor_type, planes, H, W, oH, oW, inner, average):
     grain = GRAIN if sum_windows in kernels else FAST_GRAIN
     threads = min(count, 1 + planes * inner * (H * W + oH * oW) // grain)
     if pieces is not None:
-        rows, (oH, oW), *tables = pieces
+        rows, (oH, oW, inner), *tables = pieces
         pieces = planes * rows * oW * inner, (planes, inner, oH, oW, rows, *tables)
     return Plan(tensor_type, kernels, arguments, count, threads, pieces)
 
@@ -723,6 +766,10 @@ def _plan(tensor_type, planes, H, W, oH, oW, inner, average):
 @lru_cache(maxsize=1024)
 def _plan_plane(dtype, H, W, oH, oW, inner, average):
     """Return how one plane is done: the kernels, their arguments, the units of work, and where windows are cut."""
+    if inner == 1 and W == oW >= 4 * LANES:
+        # Columns are kept, and only rows added up: a row is a pixel with as many channels. Up to twice as fast; but
+        # not for fewer columns, as channels are added 64 at a time.
+        inner, W, oW = W, 1, 1
     if inner == 1:
         from_runs, to_runs = _are_runs(H, W, oH, oW), _are_runs(oH, oW, H, W)
         if from_runs:
@@ -772,7 +819,7 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
     if counts.max() > 1:
         last = np.cumsum(counts)
         areas = weights if weighting == AREAS else np.ones((len(new), oW))
-        pieces = int(last[-1]), (oH, oW), np.stack([last - counts, counts]), target, areas.astype(dtype).ravel()
+        pieces = int(last[-1]), (oH, oW, inner), np.stack([last - counts, counts]), target, areas.astype(dtype).ravel()
         nth = np.arange(last[-1]) - np.repeat(last - counts, counts)
         tops = np.repeat(tops, counts) + nth * rows
         bottoms = np.minimum(tops + rows, np.repeat(bottoms, counts))
@@ -803,7 +850,7 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
         arguments = H, W, inner, oH, oW, *bounds, int(heights.max()), direct, *results
         return (sum_pixels, sum_pixels_parallel), arguments, count, pieces
 
-    packed = flat = 0
+    packed, flat, folded = 0, 0, 1
     (first, picks), narrow = _NO_PICKS, (0, 0, 0)
     if picked:
         # The few channels of a pixel are columns of their own: up to three times as fast as pixel by pixel.
@@ -823,9 +870,13 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
             weights = np.tile(weights if weighting == SHARES else np.repeat(weights, repeats, axis=0), (packed, 1))
             jobs = jobs[:, :1] if flat else np.stack([_tile(tops, packed, H), np.tile(heights, packed)])
             target = np.array([0, 1])
-        first, picks, registers = _picks(at, wide)
+        width = int(widths.min())
+        if inner == 1 and width in (2, 4, 8) and not wide.any() and not (at % width).any():
+            folded = width  # the sums of so many neighbours are picked, not elements
+        first, picks, registers = _picks(at // folded, wide)
+        first *= folded
         narrow = int(widths.min()), int(widths.max()), registers
-    shape = np.array([packed, flat, count, heights.max(), *narrow, inner])
+    shape = np.array([packed, flat, count, heights.max(), *narrow, inner, folded])
     weights = np.append(weights, np.ones(LANES)).astype(dtype)  # as many as full lanes read
     tables = jobs, target, columns, first, picks, shape, weights, weighting
     return (sum_windows, sum_windows_parallel), (H, W, oH, oW, *tables), 1 if packed else count, pieces
@@ -856,7 +907,7 @@ def _plan_runs(length, runs, dtype, average):
     pieces = None
     if cuts > 1:
         jobs = np.stack([np.arange(runs) * cuts, np.full(runs, cuts)])
-        pieces = runs * cuts, (runs, 1), jobs, np.arange(runs + 1), np.full(runs, area, dtype)
+        pieces = runs * cuts, (runs, 1, 1), jobs, np.arange(runs + 1), np.full(runs, area, dtype)
     arguments = length // cuts, np.full(1, 1 if pieces else area, dtype)
     return (sum_runs, sum_runs_parallel), arguments, runs * cuts, pieces
 

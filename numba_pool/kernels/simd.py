@@ -382,6 +382,17 @@ def total(typingctx, lanes):
     return lanes.dtype(lanes), codegen
 
 
+@intrinsic
+def add_pairs(typingctx, a, b):
+    """Return the sums of neighbouring lanes: of `a`, then of `b`."""
+
+    def codegen(context, builder, signature, arguments):
+        even, odd = (ir.VectorType(_i32, LANES)(list(range(start, 2 * LANES, 2))) for start in (0, 1))
+        return builder.fadd(builder.shuffle_vector(*arguments, even), builder.shuffle_vector(*arguments, odd))
+
+    return a(a, b), codegen
+
+
 def _arithmetic(name):
     @intrinsic
     def compute(typingctx, a, b):
