@@ -336,7 +336,7 @@ def sum_fours(sums, i):
 def fold_windows(sums, W, first, picks, shape, weights, weighting, j, n, target, dst, to, length):
     """Do what `pick_windows` does, for windows of two, four or eight elements, one after the other.
 
-    Neighbours are added up in pairs, and these again; of the sums from each position on, most would be made for nothing:
+    Neighbours are added up in pairs, and these again; of sums from each position on, most would be made for nothing:
     up to 1.8 times as fast.
     """
     rolled()
