@@ -338,7 +338,8 @@ def fold_windows(sums, W, first, picks, shape, weights, weighting, j, n, target,
     """Do what `pick_windows` does, for windows of two, four or eight elements, one after the other.
 
     Neighbours are added up in pairs, and these again; of sums from each position on, most would be made for nothing:
-    up to 1.8 times as fast.
+    up to 1.8 times as fast. A function of its own, because a choice in the innermost loop of `pick_windows` would take
+    5 % more time in the mean.
     """
     rolled()
     start, _ = picks
@@ -876,7 +877,7 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
             folded = width  # the sums of so many neighbours are picked, not elements
         first, picks, registers = _picks(at // folded, wide)
         first *= folded
-        narrow = int(widths.min()), int(widths.max()), registers
+        narrow = width, int(widths.max()), registers
     shape = np.array([packed, flat, count, heights.max(), *narrow, inner, folded])
     weights = np.append(weights, np.ones(LANES)).astype(dtype)  # as many as full lanes read
     tables = jobs, target, columns, first, picks, shape, weights, weighting
