@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._dlpack import FLAT_TENSORS, Blank
+from . import _dlpack
 from ._validation import DTYPES, check_grad_output, check_input
 from .kernels import cpu
 
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
                     self.run(sample, its_target, threads)  # by channels
                 return
             count = min(len(source), max(1, threads * PART // size))
-            copy = Blank((count, *source.shape[1:]), source.dtype, self.channels_last).empty()
+            copy = _dlpack.empty((count, *source.shape[1:]), source.dtype, self.channels_last)
         for part, its_target in zip(source.split(count), target.split(count), strict=True):
             if copy is not None:
                 part = copy[: len(part)].copy_(part)
@@ -73,7 +73,6 @@ class Call(NamedTuple):
     reads_channels_last: bool
     reads_in_place: bool  # or through copies
     plan: cpu.Plan | Parts | None  # on the CPU, where there is something to compute
-    blank: Blank | None  # the target, there
 
     def run(self, source: Tensor) -> Tensor:
         """Return the target for `source`, which must be as planned."""
@@ -86,8 +85,8 @@ class Call(NamedTuple):
             source = source.contiguous(memory_format=_memory_format(self.reads_channels_last)).resolve_neg()
         if source._is_zerotensor():  # a tangent that torch knows to be zero, and keeps no memory for
             source = source.clone()
-        if self.plan is not None and self.blank is not None:
-            target = self.blank.empty()
+        if self.plan is not None:
+            target = _dlpack.empty(self.shape, source.dtype, self.channels_last)
             self.plan.run(source, target, torch.get_num_threads())
             return target
         memory_format = _memory_format(self.channels_last)
@@ -135,15 +134,14 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
     memory_format = _memory_format(reads_channels_last)
     reads_in_place = source.is_contiguous(memory_format=memory_format)
     target_shape = (*shape[:-2], *target_size)
-    plan = blank = None
+    plan = None
     if is_cpu and math.prod(target_shape) and source_size != target_size:
-        blank = Blank(target_shape, dtype, channels_last)
-        blank.empty()  # raises where it cannot be had, before tables as long are made
+        _dlpack.empty(target_shape, dtype, False)  # raises where it cannot be had, before tables as long are made
         sizes = (*source_size, *target_size) if direction == "forward" else (*target_size, *source_size)
 
         def plan_of(shape):
             planes, inner = shape[:2] if reads_channels_last else (math.prod(shape[:-2]), 1)
-            return getattr(cpu, direction)(FLAT_TENSORS[dtype], planes, *sizes, inner)
+            return getattr(cpu, direction)(_dlpack.FLAT_TENSORS[dtype], planes, *sizes, inner)
 
         if reads_in_place:
             plan = plan_of(shape)
@@ -151,15 +149,7 @@ def _plan(direction, shape, stride, dtype, is_cpu, target_size, channels_last):
             in_one_piece = source[:1].is_contiguous(memory_format=memory_format)
             plan = Parts(cache(plan_of), reads_channels_last, in_one_piece)
     return Call(
-        direction,
-        source_size,
-        target_size,
-        channels_last,
-        target_shape,
-        reads_channels_last,
-        reads_in_place,
-        plan,
-        blank,
+        direction, source_size, target_size, channels_last, target_shape, reads_channels_last, reads_in_place, plan
     )
 
 

@@ -1,24 +1,22 @@
-"""The bridge between torch and compiled code: DLPack, one memory for both of them.
+"""The bridge between torch, NumPy and compiled code: DLPack, one memory for all of them.
 
 The only room that knows how the four dtypes travel, two of which NumPy or Numba do not have.
 What DLPack cannot say, that a tensor requires a gradient or has its negative bit set, its callers know.
 """
 
 import ctypes
-import math
-import mmap
-from functools import cache
+from typing import Any
 
 import llvmlite.binding
+import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
-from numba.extending import NativeValue, box, models, register_model, unbox
+from numba.extending import NativeValue, models, register_model, unbox
 from numba.np.arrayobj import populate_array
+from numba.np.numpy_support import from_dtype
 from torch import Tensor
-
-from ._cache import keep_compiled
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 
 class _DLTensor(ctypes.Structure):
@@ -33,19 +31,6 @@ class _DLTensor(ctypes.Structure):
         ("shape", ctypes.c_void_p),
         ("strides", ctypes.c_void_p),
         ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-class _ManagedTensor(ctypes.Structure):
-    """A tensor that changes hands, and the function that frees it: ``DLManagedTensorVersioned`` of ``dlpack.h``."""
-
-    _fields_ = [
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("manager_ctx", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("dl_tensor", _DLTensor),
     ]
 
 
@@ -64,43 +49,47 @@ class _ExchangeAPI(ctypes.Structure):
     ]
 
 
-def _exchange_api():
-    """Return torch's table of C functions, in the version whose fields are known here."""
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype = ctypes.c_void_p
-    pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    address = pointer_of(capsule, b"dlpack_exchange_api") if capsule is not None else None
-    while address:
-        api = _ExchangeAPI.from_address(address)
-        if api.major == 1:
-            return api
-        address = api.prev_api
-    raise ImportError(f"numba_pool needs version 1 of DLPack's exchange API, which torch {torch.__version__} has not")
-
-
-_api = _exchange_api()
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 # A C function that fills a `_DLTensor` from a tensor, and returns 0 if it could.
-_describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(_api.dltensor_from_py_object_no_sync)
+_Describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
 
 
-def _address_of(function):
-    return ctypes.cast(function, ctypes.c_void_p).value
+@_Describe
+def _describe_by_capsule(tensor, head_address):
+    """Fill the head at an address from a capsule: the way of torch before 2.10, and several times slower."""
+    try:
+        capsule = to_dlpack(tensor)
+        ctypes.memmove(head_address, _capsule_pointer(capsule, b"dltensor"), ctypes.sizeof(_DLTensor))
+        # The capsule will free its sizes and strides. A flat tensor needs only how many elements there are: a list of
+        # one size, kept in the head itself where the strides were.
+        head = _DLTensor.from_address(head_address)
+        head.ndim, head.shape, head.strides = 1, head_address + _DLTensor.strides.offset, tensor.numel()
+    except BaseException:  # Ctrl-C too: ctypes would only print it, and the caller take the head for filled
+        return -1
+    return 0
 
 
-# Compiled code that is kept on disk finds these by name, as their addresses are others in each process.
-_DESCRIBE, _TO_TENSOR, _ALLOCATE = "numba_pool_describe", "numba_pool_to_tensor", "numba_pool_allocate"
-llvmlite.binding.add_symbol(_DESCRIBE, _api.dltensor_from_py_object_no_sync)
-llvmlite.binding.add_symbol(_TO_TENSOR, _api.managed_tensor_to_py_object_no_sync)
-llvmlite.binding.add_symbol(_ALLOCATE, _address_of(ctypes.pythonapi.PyMem_RawMalloc))
+def _find_describe():
+    """Return torch's own such function, where it has one."""
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is not None:
+        api = _ExchangeAPI.from_address(_capsule_pointer(capsule, b"dlpack_exchange_api"))
+        if api.major == 1 and api.dltensor_from_py_object_no_sync:
+            return _Describe(api.dltensor_from_py_object_no_sync)
+    return _describe_by_capsule
 
-# What memory holds, as the kernels see it: half types travel as 16-bit integers, told apart by their sign.
-_ELEMENTS: dict[torch.dtype, types.Type] = {
-    torch.float32: types.float32,
-    torch.float64: types.float64,
-    torch.float16: types.int16,
-    torch.bfloat16: types.uint16,
+
+_describe = _find_describe()
+
+# What memory holds, as NumPy and the kernels see it: half types travel as 16-bit integers, told apart by their sign.
+_ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.float16: np.dtype(np.int16),
+    torch.bfloat16: np.dtype(np.uint16),
 }
 
 # And as DLPack calls it: a code (kDLFloat, kDLBfloat), the bits and one lane.
@@ -111,6 +100,13 @@ _DLPACK_DTYPES = {
     torch.bfloat16: 4 | 16 << 8 | 1 << 16,
 }
 
+# NumPy before 2.4 leaves out the strides of C-contiguous arrays, which tell the memory formats apart where both are the
+# same memory.
+_LEAVES_STRIDES_OUT = np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+# The core of `from_dlpack`, which first asks of what kind its argument is.
+_from_capsule = getattr(torch._C, "_from_dlpack", from_dlpack)
+
 
 class FlatTensor(types.Array):
     """Numba's type of a CPU tensor that a compiled function sees as a flat array, in the order of memory.
@@ -120,7 +116,7 @@ class FlatTensor(types.Array):
 
     def __init__(self, dtype: torch.dtype):
         self.tensor_dtype = dtype
-        super().__init__(_ELEMENTS[dtype], 1, "C", name=f"FlatTensor({dtype})")
+        super().__init__(from_dtype(_ARRAY_DTYPES[dtype]), 1, "C", name=f"FlatTensor({dtype})")
 
     @property
     def of_sums(self) -> "FlatTensor":
@@ -129,17 +125,20 @@ class FlatTensor(types.Array):
 
     def empty(self, size: int) -> Tensor:
         """Return a new tensor of this type, with so many elements."""
-        return Blank((size,), self.tensor_dtype).empty()
+        return empty((size,), self.tensor_dtype, channels_last=False)
 
 
 register_model(FlatTensor)(models.ArrayModel)
 
-FLAT_TENSORS = {dtype: FlatTensor(dtype) for dtype in _ELEMENTS}
+FLAT_TENSORS = {dtype: FlatTensor(dtype) for dtype in _ARRAY_DTYPES}
 
-_int32, _int64 = ir.IntType(32), ir.IntType(64)
-_pointer, _sizes = ir.IntType(8).as_pointer(), _int64.as_pointer()
-_HEAD = ir.LiteralStructType([_pointer, _int32, _int32, _int32, _int32, _sizes, _sizes, _int64])
-_MANAGED = ir.LiteralStructType([_int32, _int32, _pointer, _pointer, _int64, _HEAD])
+# Compiled code that is kept on disk finds the function by this name, as its address is another in each process.
+_SYMBOL = "numba_pool_describe"
+llvmlite.binding.add_symbol(_SYMBOL, ctypes.cast(_describe, ctypes.c_void_p).value)
+
+_byte, _int32, _int64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_sizes = _int64.as_pointer()
+_HEAD = ir.LiteralStructType([_byte.as_pointer(), _int32, _int32, _int32, _int32, _sizes, _sizes, _int64])
 
 
 @unbox(FlatTensor)
@@ -148,7 +147,7 @@ def _unbox_flat_tensor(typ, tensor, c):
     builder = c.builder
     head = cgutils.alloca_once(builder, _HEAD, zfill=True)
     describe = ir.FunctionType(_int32, [tensor.type, head.type])
-    status = builder.call(cgutils.get_or_insert_function(builder.module, describe, _DESCRIBE), [tensor, head])
+    status = builder.call(cgutils.get_or_insert_function(builder.module, describe, _SYMBOL), [tensor, head])
     fields = builder.load(head)
     data, _, _, ndim, dtype, shape, _, byte_offset = (
         builder.extract_value(fields, i) for i in range(len(_HEAD.elements))
@@ -174,127 +173,36 @@ def _unbox_flat_tensor(typ, tensor, c):
     return NativeValue(array._getvalue(), is_error=unfit)
 
 
-class _NewTensor(types.Type):
-    """Numba's type of a `_ManagedTensor`: taken from the address of a pattern, and given back as a tensor."""
+def _head(capsule):
+    return _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
 
 
-_new_tensor = _NewTensor("NewTensor")
-register_model(_NewTensor)(models.OpaqueModel)
+def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """Return a new tensor.
 
-# Tensors of torch's own are aligned to as many bytes.
-_ALIGNMENT = 64
+    NumPy allocates: it asks for huge pages where the array is large, and torch does not; a large result is written
+    several times faster into huge pages.
 
-
-class _Pattern(ctypes.Structure):
-    """What a new tensor is to be, and how many bytes to allocate for it and for its head."""
-
-    _fields_ = [("managed", _ManagedTensor), ("size", ctypes.c_size_t)]
-
-
-@unbox(_NewTensor)
-def _unbox_new_tensor(typ, address, c):
-    """Write the code that allocates a tensor: a block of memory, which begins with a copy of the pattern."""
-    builder = c.builder
-    pattern = builder.bitcast(c.pyapi.long_as_voidptr(address), ir.LiteralStructType([_MANAGED, _int64]).as_pointer())
-    managed, size = (builder.extract_value(builder.load(pattern), i) for i in range(2))
-    allocate = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_pointer, [_int64]), _ALLOCATE)
-    block = builder.call(allocate, [size])
-    failed = cgutils.is_null(builder, block)
-    with builder.if_else(failed) as (then, otherwise):
-        with then:
-            c.pyapi.err_set_none("PyExc_MemoryError")
-        with otherwise:
-            behind = builder.add(
-                builder.ptrtoint(block, _int64), _int64(ctypes.sizeof(_ManagedTensor) + _ALIGNMENT - 1)
-            )
-            data = builder.inttoptr(builder.and_(behind, _int64(-_ALIGNMENT)), _pointer)
-            builder.store(builder.insert_value(managed, data, (5, 0)), builder.bitcast(block, _MANAGED.as_pointer()))
-    return NativeValue(block, is_error=failed)
-
-
-@box(_NewTensor)
-def _box_new_tensor(typ, managed, c):
-    """Write the code that hands a tensor over to torch."""
-    builder = c.builder
-    tensor = cgutils.alloca_once(builder, _pointer, zfill=True)
-    to_tensor = ir.FunctionType(_int32, [_pointer, tensor.type])
-    builder.call(cgutils.get_or_insert_function(builder.module, to_tensor, _TO_TENSOR), [managed, tensor])
-    return builder.load(tensor)
-
-
-@njit
-def _make(tensor):
-    """Return a new tensor: what there is to do is done where Numba takes the argument and gives the result back."""
-    return tensor
-
-
-keep_compiled(_make)
-
-
-@cache
-def _compiled_make():
-    return _make.compile((_new_tensor,))
-
-
-class Blank:
-    """A CPU tensor that is yet to be made.
-
-    Compiled code allocates, in half the time that ``torch.empty`` takes, and asks for huge pages where the tensor is
-    large, which torch does not: a large result is written several times faster into huge pages.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Its size; with `channels_last`, ``(N, C, H, W)``.
-    dtype : torch.dtype
-        float32, float64, float16 or bfloat16.
-    channels_last : bool
-        Whether it is channels_last in memory, else contiguous.
+    Raises
+    ------
+    RuntimeError
+        If there is not so much memory, as torch's own allocator does.
     """
-
-    # In bytes, from where on pages are asked for, as NumPy does.
-    _HUGE = 1 << 22
-
-    def __init__(self, shape, dtype, channels_last=False):
-        self._make = _compiled_make()
-        self._shape = shape
-        in_memory = (0, 2, 3, 1) if channels_last else range(len(shape))
-        strides = {axis: math.prod(shape[inner] for inner in in_memory[k + 1 :]) for k, axis in enumerate(in_memory)}
-        sizes = ctypes.c_int64 * len(shape)
-        self._sizes, self._strides = sizes(*shape), sizes(*(strides[axis] for axis in range(len(shape))))
-        self._bytes = math.prod(shape) * dtype.itemsize
-        pattern = self._pattern = _Pattern()
-        pattern.size = min(self._bytes + ctypes.sizeof(_ManagedTensor) + _ALIGNMENT, 2**64 - 1)  # which nobody gives
-        pattern.managed.major = 1
-        pattern.managed.deleter = _address_of(ctypes.pythonapi.PyMem_RawFree)
-        head = pattern.managed.dl_tensor
-        head.device_type, head.ndim, head.dtype = 1, len(shape), _DLPACK_DTYPES[dtype]
-        head.shape, head.strides = ctypes.addressof(self._sizes), ctypes.addressof(self._strides)
-        self._address = ctypes.addressof(pattern)
-
-    def empty(self) -> Tensor:
-        """Return the tensor, new each time; what is in it, nobody knows.
-
-        Raises
-        ------
-        RuntimeError
-            If there is not so much memory, as torch's own allocator does.
-        """
-        try:
-            tensor = self._make(self._address)
-        except MemoryError:
-            raise RuntimeError(
-                f"adaptive_avg_pool2d: cannot allocate a result of shape {list(self._shape)}: {self._bytes} bytes"
-            ) from None
-        if self._bytes >= self._HUGE:
-            _ask_for_huge_pages(tensor.data_ptr(), self._bytes)
-        return tensor
-
-
-def _ask_for_huge_pages(begin, size):
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # on Linux
-        page = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(page), ctypes.c_size_t(begin + size - page), mmap.MADV_HUGEPAGE)
+    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
+    try:
+        array = np.empty(in_memory, _ARRAY_DTYPES[dtype])
+    except (MemoryError, ValueError) as error:
+        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
+    capsule = array.__dlpack__()
+    if dtype.itemsize == 2:
+        _head(capsule).dtype = _DLPACK_DTYPES[dtype]
+    if channels_last and _LEAVES_STRIDES_OUT and array.flags.c_contiguous:
+        _, C, H, W = shape
+        strides = (ctypes.c_int64 * 4)(H * W * C, 1, W * C, C)
+        _head(capsule).strides = ctypes.addressof(strides)
+    return _from_capsule(capsule)
 
 
 def address(tensor: Tensor) -> int:

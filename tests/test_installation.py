@@ -84,16 +84,8 @@ def scrambled(content):
     return content[:third] + bytes(byte ^ 0x55 for byte in content[third : 2 * third]) + content[2 * third :]
 
 
-def scrambled_at_the_end(content):
-    """Flip bits in the last third: in an index, the stamp is before it, and another stamp is no damage."""
-    third = len(content) // 3
-    return content[:-third] + bytes(byte ^ 0x55 for byte in content[-third:])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("suffix", "damages"), [(".nbi", (scrambled_at_the_end, truncated)), (".nbc", (truncated, scrambled))]
-)
+@pytest.mark.parametrize(("suffix", "damages"), [(".nbi", (scrambled, truncated)), (".nbc", (truncated, scrambled))])
 def test_a_damaged_cache_is_compiled_again(suffix, damages, warm_cache, tmp_path):
     """The files of every function are damaged in one way or the other, and each function costs one warning."""
     folder = shutil.copytree(warm_cache, tmp_path / "damaged")
@@ -178,7 +170,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert about["Requires-Python"] == ">=3.10"
     assert {"cuda12", "cuda13", "book", "test", "dev"} <= set(about.get_all("Provides-Extra"))
     requirements = " ".join(about.get_all("Requires-Dist"))
-    assert re.search(r"\btorch>=2\.10\b", requirements)
+    assert re.search(r"\btorch>=2\.6\b", requirements)
     assert re.search(r"\bnumba>=0\.60\b", requirements)
 
 

@@ -43,6 +43,7 @@ OUTSIDE = {
         "_dlpack",
         "_cuda_bridge",
     },
+    "torch.utils.dlpack": {"_dlpack"},
     "numba": {
         "config",
         "_cache",
@@ -125,6 +126,7 @@ def test_data_flows_one_way():
         ("functional", "from .modules import AdaptiveAvgPool2d"),
         ("functional", "from . import __version__"),
         ("functional", "def f():\n    from .modules import AdaptiveAvgPool2d"),
+        ("_dispatch", "from torch.utils.dlpack import from_dlpack"),
         ("_validation", "import numba.core"),
     ],
 )
