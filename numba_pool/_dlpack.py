@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 
-class _DLTensor(ctypes.Structure):
+class DLTensor(ctypes.Structure):
     """What DLPack says of a tensor: ``DLTensor`` of ``dlpack.h``."""
 
     _fields_ = [
@@ -53,7 +53,17 @@ _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
-# A C function that fills a `_DLTensor` from a tensor, and returns 0 if it could.
+
+def _find_api():
+    """Return torch's table of such functions, where it has one (since 2.10)."""
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    api = capsule and _ExchangeAPI.from_address(_capsule_pointer(capsule, b"dlpack_exchange_api"))
+    return api if api and api.major == 1 else None
+
+
+_api = _find_api()
+
+# A C function that fills a `DLTensor` from a tensor, and returns 0 if it could.
 _Describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
 
 
@@ -62,27 +72,22 @@ def _describe_by_capsule(tensor, head_address):
     """Fill the head at an address from a capsule: the way of torch before 2.10, and several times slower."""
     try:
         capsule = to_dlpack(tensor)
-        ctypes.memmove(head_address, _capsule_pointer(capsule, b"dltensor"), ctypes.sizeof(_DLTensor))
+        ctypes.memmove(head_address, _capsule_pointer(capsule, b"dltensor"), ctypes.sizeof(DLTensor))
         # The capsule will free its sizes and strides. A flat tensor needs only how many elements there are: a list of
         # one size, kept in the head itself where the strides were.
-        head = _DLTensor.from_address(head_address)
-        head.ndim, head.shape, head.strides = 1, head_address + _DLTensor.strides.offset, tensor.numel()
+        head = DLTensor.from_address(head_address)
+        head.ndim, head.shape, head.strides = 1, head_address + DLTensor.strides.offset, tensor.numel()
     except BaseException:  # Ctrl-C too: ctypes would only print it, and the caller take the head for filled
         return -1
     return 0
 
 
-def _find_describe():
-    """Return torch's own such function, where it has one."""
-    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is not None:
-        api = _ExchangeAPI.from_address(_capsule_pointer(capsule, b"dlpack_exchange_api"))
-        if api.major == 1 and api.dltensor_from_py_object_no_sync:
-            return _Describe(api.dltensor_from_py_object_no_sync)
-    return _describe_by_capsule
+_describe = _describe_by_capsule
+if _api is not None and _api.dltensor_from_py_object_no_sync:
+    _describe = _Describe(_api.dltensor_from_py_object_no_sync)
 
-
-_describe = _find_describe()
+# Whether torch takes over what compiled code makes; such versions describe a tensor as it is, too, and not as flat.
+TAKES_TENSORS = _describe is not _describe_by_capsule and bool(_api.managed_tensor_to_py_object_no_sync)
 
 # What memory holds, as NumPy and the kernels see it: half types travel as 16-bit integers, told apart by their sign.
 _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
@@ -93,7 +98,7 @@ _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 # And as DLPack calls it: a code (kDLFloat, kDLBfloat), the bits and one lane.
-_DLPACK_DTYPES = {
+DLPACK_DTYPES = {
     torch.float32: 2 | 32 << 8 | 1 << 16,
     torch.float64: 2 | 64 << 8 | 1 << 16,
     torch.float16: 2 | 16 << 8 | 1 << 16,
@@ -132,27 +137,44 @@ register_model(FlatTensor)(models.ArrayModel)
 
 FLAT_TENSORS = {dtype: FlatTensor(dtype) for dtype in _ARRAY_DTYPES}
 
-# Compiled code that is kept on disk finds the function by this name, as its address is another in each process.
-_SYMBOL = "numba_pool_describe"
-llvmlite.binding.add_symbol(_SYMBOL, ctypes.cast(_describe, ctypes.c_void_p).value)
+# Compiled code that is kept on disk finds the functions by these names, as their addresses are others in each process.
+_DESCRIBE, _TO_TENSOR = "numba_pool_describe", "numba_pool_to_tensor"
+llvmlite.binding.add_symbol(_DESCRIBE, ctypes.cast(_describe, ctypes.c_void_p).value)
+if TAKES_TENSORS:
+    llvmlite.binding.add_symbol(_TO_TENSOR, _api.managed_tensor_to_py_object_no_sync)
 
 _byte, _int32, _int64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_sizes = _int64.as_pointer()
-_HEAD = ir.LiteralStructType([_byte.as_pointer(), _int32, _int32, _int32, _int32, _sizes, _sizes, _int64])
+_pointer, _sizes = _byte.as_pointer(), _int64.as_pointer()
+HEAD = ir.LiteralStructType([_pointer, _int32, _int32, _int32, _int32, _sizes, _sizes, _int64])  # a `DLTensor`
+# A ``DLManagedTensorVersioned``: a version, an owner's pointer, the function that frees it, flags, and the `DLTensor`.
+MANAGED = ir.LiteralStructType([_int32, _int32, _pointer, _pointer, _int64, HEAD])
+
+
+def describe(c, tensor, head):
+    """Write the code that fills a `HEAD` from a tensor; what it returns is not 0 where that fails."""
+    function = ir.FunctionType(_int32, [tensor.type, head.type])
+    return c.builder.call(cgutils.get_or_insert_function(c.builder.module, function, _DESCRIBE), [tensor, head])
+
+
+def to_tensor(c, managed):
+    """Write the code that hands a `MANAGED` over to torch, and returns the tensor; NULL where that fails."""
+    tensor = cgutils.alloca_once(c.builder, _pointer, zfill=True)
+    function = ir.FunctionType(_int32, [managed.type, tensor.type])
+    c.builder.call(cgutils.get_or_insert_function(c.builder.module, function, _TO_TENSOR), [managed, tensor])
+    return c.builder.load(tensor)
 
 
 @unbox(FlatTensor)
 def _unbox_flat_tensor(typ, tensor, c):
     """Write the code that makes a tensor an argument: about 0.1 us, where ``np.from_dlpack`` takes 2."""
     builder = c.builder
-    head = cgutils.alloca_once(builder, _HEAD, zfill=True)
-    describe = ir.FunctionType(_int32, [tensor.type, head.type])
-    status = builder.call(cgutils.get_or_insert_function(builder.module, describe, _SYMBOL), [tensor, head])
+    head = cgutils.alloca_once(builder, HEAD, zfill=True)
+    status = describe(c, tensor, head)
     fields = builder.load(head)
     data, _, _, ndim, dtype, shape, _, byte_offset = (
-        builder.extract_value(fields, i) for i in range(len(_HEAD.elements))
+        builder.extract_value(fields, i) for i in range(len(HEAD.elements))
     )
-    fits = builder.icmp_unsigned("==", dtype, _int32(_DLPACK_DTYPES[typ.tensor_dtype]))
+    fits = builder.icmp_unsigned("==", dtype, _int32(DLPACK_DTYPES[typ.tensor_dtype]))
     for needed in (cgutils.is_null(builder, status), cgutils.is_not_null(builder, data)):
         fits = builder.and_(fits, needed)
 
@@ -174,7 +196,7 @@ def _unbox_flat_tensor(typ, tensor, c):
 
 
 def _head(capsule):
-    return _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+    return DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -197,7 +219,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Te
         array = array.transpose(0, 3, 1, 2)
     capsule = array.__dlpack__()
     if dtype.itemsize == 2:
-        _head(capsule).dtype = _DLPACK_DTYPES[dtype]
+        _head(capsule).dtype = DLPACK_DTYPES[dtype]
     if channels_last and _LEAVES_STRIDES_OUT and array.flags.c_contiguous:
         _, C, H, W = shape
         strides = (ctypes.c_int64 * 4)(H * W * C, 1, W * C, C)
@@ -207,7 +229,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Te
 
 def address(tensor: Tensor) -> int:
     """Return where the memory of `tensor` begins, on its device, as DLPack says."""
-    head = _DLTensor()
+    head = DLTensor()
     if _describe(tensor, ctypes.addressof(head)):
         raise RuntimeError(f"numba_pool: DLPack cannot describe a tensor of {tensor.dtype} on {tensor.device}")
     return head.data + head.byte_offset

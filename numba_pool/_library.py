@@ -30,14 +30,13 @@ adaptive_avg_pool2d_backward = torch.ops.numba_pool.adaptive_avg_pool2d_backward
 
 @torch.library.impl("numba_pool::adaptive_avg_pool2d", ("CPU", "CUDA"), lib=_library)
 def _forward(input: Tensor, output_size) -> Tensor:
-    return _dispatch.forward(input, check_output_size(input, output_size)).run(input)
+    return _dispatch.forward(input, check_output_size(input, output_size))[1]
 
 
 @torch.library.impl("numba_pool::adaptive_avg_pool2d_backward", ("CPU", "CUDA"), lib=_library)
 def _backward(grad_output: Tensor, input_size, channels_last: bool) -> Tensor:
     check_grad_output(grad_output, input_size)
-    call = _dispatch.backward(grad_output, tuple(input_size), channels_last and grad_output.dim() == 4)
-    return call.run(grad_output)
+    return _dispatch.backward(grad_output, tuple(input_size), channels_last and grad_output.dim() == 4)[1]
 
 
 def _new(like, shape, channels_last):

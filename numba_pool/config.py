@@ -58,6 +58,7 @@ def _cuda():
 
 # Sizes that reach every kernel, serial and parallel, forward and backward: windows of many pixels and of few, whole
 # planes, small planes, and a window in pieces; on a GPU, with rows that begin where wide loads can, and with others.
+# And of tiny tensors, which reach every kernel another way when they come again.
 _WARM_UP = [
     (shape, output_size)
     for odd in (0, 1)
@@ -69,7 +70,7 @@ _WARM_UP = [
         ((8, 8 - odd, 2100, 16 - odd), (1, 2)),
         ((8, 8 - odd, 1, 2), (2100, 16 - odd)),
     )
-]
+] + 2 * [((1, 16, 8, 8), size) for size in ((1, 1), (3, 3), (5, 5), (8, 9))]
 
 
 def precompile(

@@ -17,6 +17,7 @@ ROOMS = [
     "_dispatch",
     "_validation",
     "_cuda_bridge",
+    "_quick",
     "_dlpack",
     "kernels.cpu",
     "kernels.simd",
@@ -41,6 +42,7 @@ OUTSIDE = {
         "_dispatch",
         "_validation",
         "_dlpack",
+        "_quick",
         "_cuda_bridge",
     },
     "torch.utils.dlpack": {"_dlpack"},
@@ -49,12 +51,13 @@ OUTSIDE = {
         "_cache",
         "_cuda_bridge",
         "_dlpack",
+        "_quick",
         "kernels.cpu",
         "kernels.simd",
         "kernels.cuda",
         "kernels.cuda_memory",
     },
-    "llvmlite": {"_dlpack", "kernels.simd", "kernels.cuda_memory"},
+    "llvmlite": {"_dlpack", "_quick", "kernels.simd", "kernels.cuda_memory"},
 }
 
 

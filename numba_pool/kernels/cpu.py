@@ -28,7 +28,7 @@ import numpy as np
 from numba import intp, njit, prange, typeof
 from numba.np.numpy_support import as_dtype
 
-from .._cache import keep_compiled
+from .._cache import compiled, keep_compiled
 from .._threads import run_in_pool
 from ..windows import pooling_windows
 from .simd import LANES, add_pairs, fill, get, load, pick, prefetch, put, rolled, scratch, store, total, transpose_tile
@@ -691,6 +691,13 @@ class Plan:
         self._sums_type = tensor_type if pieces is None else tensor_type.of_sums
         self._serial = self._parallel = self._add_pieces = None  # machine code, once it is needed
 
+    @property
+    def only_call(self):
+        """The kernel, and its arguments beside source and target, if one call on one thread does it all; else None."""
+        if self.threads > 1 or self.pieces is not None:
+            return None
+        return self.kernels[0], (*self.arguments, 0, self.units)
+
     def run(self, src, dst, threads):
         """Fill the tensor `dst` from the tensor `src`, on up to `threads` threads."""
         sums = dst if self.pieces is None else self._sums_type.empty(self.pieces[0])
@@ -712,15 +719,6 @@ class Plan:
 
     def _compiled(self, kernel):
         return compiled(kernel, self._tensor_type, self._sums_type, *map(typeof, self.arguments), intp, intp)
-
-
-def compiled(kernel, *types):
-    """Return the machine code of a kernel for arguments of some types, as a function.
-
-    A call of it takes half the time that a call of the kernel takes, which looks at the type of every argument.
-    """
-    found = kernel.overloads.get(types)  # first, because `compile` waits while anybody compiles anything
-    return found.entry_point if found else kernel.compile(types)
 
 
 def forward(tensor_type, planes, H, W, oH, oW, inner=1):
@@ -845,10 +843,11 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
         if pieces is not None or oW * inner < REPEATED * len(new):
             new, across = _distinct(starts, ends, 1)
         weights = weights if weighting == SHARES else weights[:, new]
-        bounds, results = (jobs, (target, across), columns[:, new]), (weights.astype(dtype).ravel(), weighting)
+        columns = columns.take(new, axis=1)  # in C order, as all tables are: another would be compiled for anew
+        bounds, results = (jobs, (target, across), columns), (weights.astype(dtype).ravel(), weighting)
         if inner == 1:
             return (sum_small_planes, sum_small_planes_parallel), (H, W, oH, oW, *bounds, *results), 1, None
-        direct = inner >= LANES and largest <= PIXELS
+        direct = int(inner >= LANES and largest <= PIXELS)
         arguments = H, W, inner, oH, oW, *bounds, int(heights.max()), direct, *results
         return (sum_pixels, sum_pixels_parallel), arguments, count, pieces
 
@@ -870,7 +869,7 @@ def _plan_plane(dtype, H, W, oH, oW, inner, average):
             at = _tile(at, packed, (H if flat else count) * W)
             wide = np.tile(wide, oH * packed)
             weights = np.tile(weights if weighting == SHARES else np.repeat(weights, repeats, axis=0), (packed, 1))
-            jobs = jobs[:, :1] if flat else np.stack([_tile(tops, packed, H), np.tile(heights, packed)])
+            jobs = np.stack([[0], [flat]]) if flat else np.stack([_tile(tops, packed, H), np.tile(heights, packed)])
             target = np.array([0, 1])
         width = int(widths.min())
         if inner == 1 and width in (2, 4, 8) and not wide.any() and not (at % width).any():
