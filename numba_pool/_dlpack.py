@@ -164,6 +164,14 @@ def to_tensor(c, managed):
     return c.builder.load(tensor)
 
 
+def flat_array(context, builder, typ, data, size):
+    """Write the code that takes `size` elements where the pointer `data` points to for a `FlatTensor`."""
+    array = context.make_array(typ)(context, builder)
+    itemsize = _int64(typ.dtype.bitwidth // 8)
+    populate_array(array, builder.bitcast(data, array.data.type), [size], [itemsize], itemsize, meminfo=None)
+    return array._getvalue()
+
+
 @unbox(FlatTensor)
 def _unbox_flat_tensor(typ, tensor, c):
     """Write the code that makes a tensor an argument: about 0.1 us, where ``np.from_dlpack`` takes 2."""
@@ -183,16 +191,12 @@ def _unbox_flat_tensor(typ, tensor, c):
         length = builder.load(builder.gep(shape, [loop.index]))
         builder.store(builder.mul(builder.load(size), length), size)
 
-    array = c.context.make_array(typ)(c.context, builder)
-    begin = builder.bitcast(builder.gep(data, [byte_offset]), array.data.type)
-    itemsize = _int64(typ.dtype.bitwidth // 8)
-    populate_array(array, begin, [builder.load(size)], [itemsize], itemsize, meminfo=None)
-
+    array = flat_array(c.context, builder, typ, builder.gep(data, [byte_offset]), builder.load(size))
     unfit = builder.not_(fits)
     # Torch's own exception says more, where there is one.
     with builder.if_then(unfit, likely=False), builder.if_then(cgutils.is_null(builder, c.pyapi.err_occurred())):
         c.pyapi.err_set_string("PyExc_TypeError", f"expected a tensor of {typ.tensor_dtype} that has memory")
-    return NativeValue(array._getvalue(), is_error=unfit)
+    return NativeValue(array, is_error=unfit)
 
 
 def _head(capsule):

@@ -16,7 +16,6 @@ from llvmlite import ir
 from numba import intp, njit, typeof
 from numba.core import cgutils, types
 from numba.extending import NativeValue, box, intrinsic, models, register_model, unbox
-from numba.np.arrayobj import populate_array
 from torch import Tensor
 
 from . import _dlpack
@@ -163,12 +162,9 @@ def call_kernel(typingctx, source, target, record):
         words = builder.inttoptr(arguments[2], _words)
         tensors = []
         for i in range(2):
-            array = context.make_array(tensor_type)(context, builder)
-            data = builder.inttoptr(arguments[i], array.data.type)
-            shape = [builder.load(builder.gep(words, [_int64(ELEMENTS + i)]))]
-            itemsize = _int64(tensor_type.dtype.bitwidth // 8)
-            populate_array(array, data, shape, [itemsize], itemsize, meminfo=None)
-            tensors.append(array._getvalue())
+            data = builder.inttoptr(arguments[i], cgutils.voidptr_t)
+            size = builder.load(builder.gep(words, [_int64(ELEMENTS + i)]))
+            tensors.append(_dlpack.flat_array(context, builder, tensor_type, data, size))
         written = context.get_value_type(record.arguments).as_pointer()
         others = builder.load(builder.bitcast(builder.gep(words, [_int64(ARGUMENTS)]), written))
         kernel = builder.load(builder.gep(words, [_int64(KERNEL)]))
