@@ -6,7 +6,10 @@ import numba
 import numpy as np
 import torch
 
-from . import _autograd
+from . import cpu
+from .dlpack import FLAT_TENSORS
+from .op import autograd
+from .op.checks import check_kind
 
 
 def show_config() -> None:
@@ -50,15 +53,16 @@ def _cuda():
     if not torch.cuda.is_available():
         return f"no: torch {torch.__version__} finds no usable NVIDIA GPU"
     try:
-        from . import _cuda_bridge  # noqa: F401
+        from .cuda import launch
+
+        launch.load_kernels()
     except ImportError as error:
         return f"no: {error}"
     return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
-# Sizes that reach every kernel, serial and parallel, forward and backward: windows of many pixels and of few, whole
-# planes, small planes, and a window in pieces; on a GPU, with rows that begin where wide loads can, and with others.
-# And of tiny tensors, which reach every kernel another way when they come again.
+# Sizes that reach every CUDA kernel, forward and backward: windows of many pixels and of few, whole planes, small planes,
+# and a window in parts; with rows that begin where wide loads can, and with others.
 _WARM_UP = [
     (shape, output_size)
     for odd in (0, 1)
@@ -70,7 +74,7 @@ _WARM_UP = [
         ((8, 8 - odd, 2100, 16 - odd), (1, 2)),
         ((8, 8 - odd, 1, 2), (2100, 16 - odd)),
     )
-] + 2 * [((1, 16, 8, 8), size) for size in ((1, 1), (3, 3), (5, 5), (8, 9))]
+]
 
 
 def precompile(
@@ -105,7 +109,12 @@ def precompile(
     """
     for dtype in dtypes:
         for memory_format in memory_formats:
+            channels_last = memory_format is torch.channels_last
+            check_kind("precompile", torch.empty(0, dtype=dtype, device=device))
+            if torch.device(device).type == "cpu":
+                cpu.precompile(FLAT_TENSORS[dtype], channels_last)
+                continue
             for shape, output_size in _WARM_UP:
                 input = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format)
-                output = _autograd.pool(input, output_size)
-                _autograd.pool_backward(output, shape[-2:], memory_format is torch.channels_last)
+                output = autograd.pool(input, output_size)
+                autograd.pool_backward(output, shape[-2:], channels_last)

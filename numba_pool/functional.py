@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch._C import _is_tracing
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from ._autograd import pool
-from ._validation import check_output_size
+from .op.autograd import pool
+from .op.checks import check_output_size
+from .op.torch_private import is_tracing
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
@@ -76,6 +76,6 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
-    if not is_dynamo_compiling() and _is_tracing():
+    if not is_dynamo_compiling() and is_tracing():
         return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
     return pool(input, check_output_size(input, output_size))

@@ -3,19 +3,20 @@
 import argparse
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from . import studies
-from .cases import ALL_DTYPES, CASES, LARGE, LAYOUTS, SERIES
+from .cases import ALL_DTYPES, CASES, LARGE, LAYOUTS, NEW_SIZES, SERIES, random_cases
 from .progress import Progress
 from .providers import BASELINE, MODES, PROVIDERS, available_threads, for_device
 from .records import Record, describe_machine
 from .report import describe
 from .timing import WrongResult
 
-STUDIES = ("cases", "scaling", "network", "first")
+STUDIES = ("cases", "scaling", "network", "first", "sizes", "random")
 QUICK = {"block": 0.001, "seconds": 0.1, "rounds": (3, 7)}
 
 
@@ -108,6 +109,8 @@ def plan(options):
         chosen += [(case, studies.layer_task, options.modes) for case in cases if case.quick or not options.quick]
     if "scaling" in options.studies:
         chosen += [(case, studies.layer_task, options.modes) for case in SERIES]
+    if "random" in options.studies:
+        chosen += [(case, studies.layer_task, options.modes) for case in random_cases(30 if options.quick else 300)]
     if "network" in options.studies:
         modes = tuple(mode for mode in options.modes if mode != "backward")
         chosen += [(case, studies.network_task, modes) for case in studies.NETWORKS]
@@ -134,6 +137,10 @@ def run(options):
     try:
         if "first" in options.studies and options.device == "cpu":
             first_results = [row for threads in options.threads for row in studies.first_results(threads)]
+        if "sizes" in options.studies and options.device == "cpu":
+            providers = [provider for provider in options.providers if provider.name != "torch-compile"]
+            for case, mode, count in product(NEW_SIZES, ("forward", "full"), options.threads):
+                measurements += studies.measure_new_sizes(case, mode, providers, count)
         for prepare, case, mode, layout, dtype, threads in tasks:
             task = prepare(case, mode, layout, getattr(torch, dtype), options.device)
             # A series or a network says nothing on the compiler, which would take most of the time.

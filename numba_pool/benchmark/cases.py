@@ -1,5 +1,6 @@
 """What is timed: named shapes, each with the reason why it is here.  Data only."""
 
+import random
 from dataclasses import dataclass
 from math import prod
 
@@ -28,7 +29,9 @@ class Case:
     quick : bool
         Whether ``--quick`` keeps the case.
     study : str
-        ``"cases"`` for this list; a scaling series has its own name.
+        ``"cases"`` for this list; other studies have their own names.
+    layout : str
+        The only layout that the case is timed in; if empty, all.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Case:
     strided: bool = False
     quick: bool = False
     study: str = "cases"
+    layout: str = ""
 
     @property
     def planes(self):
@@ -62,6 +66,8 @@ class Case:
 
     def layouts(self, dtype):
         """Return the layouts in which the case is timed in `dtype`."""
+        if self.layout:
+            return (self.layout,)
         return LAYOUTS if self.strided and dtype == "float32" else LAYOUTS[:2]
 
 
@@ -160,3 +166,38 @@ SERIES = (
         for n, s in ((1, 4096), (256, 256))
     ),
 )
+
+# Inputs of sizes that never come again: heights and widths from 20 to 80, each pair once.
+NEW_SIZES = tuple(
+    Case(f"new sizes, {channels} channels to {size}", "each height and width once", (1, channels, 80, 80), 2 * (size,),
+         study="sizes", layout="NCHW")
+    for channels, size in ((16, 3), (256, 1), (256, 7))
+)  # fmt: skip
+
+
+def random_cases(count=300, seed=1):
+    """Return cases of random shapes, the same for a seed.
+
+    Parameters
+    ----------
+    count : int
+        How many; every second one is channels_last.
+    seed : int
+        Of the random numbers.
+
+    Returns
+    -------
+    tuple of Case
+        Inputs and outputs of a thousand to four million elements, with heights and widths of 1 to 130, pooled to 1 to
+        40.
+    """
+    numbers = random.Random(seed)
+    cases: list[Case] = []
+    while len(cases) < count:
+        N, C = numbers.choice((1, 2, 4, 8, 16)), numbers.choice((1, 3, 8, 16, 32, 64, 100, 256, 512))
+        H, W, oH, oW = (numbers.randint(1, most) for most in (130, 130, 40, 40))
+        if 1000 < N * C * (H * W + oH * oW) < 4_000_000:
+            layout = LAYOUTS[len(cases) % 2]
+            name = f"random {len(cases)}: {N}x{C}x{H}x{W} to {oH}x{oW}"
+            cases.append(Case(name, "a random shape", (N, C, H, W), (oH, oW), study="random", layout=layout))
+    return tuple(cases)

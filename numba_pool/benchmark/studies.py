@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -191,6 +193,48 @@ def measure(task, providers, threads, device="cpu", **timing):
         )
         for name in calls
     ], skipped
+
+
+def measure_new_sizes(case, mode, providers, threads, count=200):
+    """Time inputs of sizes that never come again, each size once with every provider.
+
+    Parameters
+    ----------
+    case : Case
+        Its batch, its channels and its output size are kept.
+    mode : str
+        ``"forward"``, or ``"full"`` for a training step.
+    providers : list of Provider
+        Those to time in turn; every second size in the opposite order.
+    threads : int
+        How many threads torch, and with it the package, may use.
+    count : int
+        How many sizes.
+
+    Returns
+    -------
+    list of Measurement
+        One for each provider; entry ``i`` of all samples belongs to the same size, which makes ratios pairwise.
+    """
+    torch.set_num_threads(threads)
+    sizes = [(H, W) for H in range(20, 81) for W in range(20, 81)]
+    random.Random(0).shuffle(sizes)
+    samples: dict[str, list[float]] = {provider.name: [] for provider in providers}
+    for i, (H, W) in enumerate([*((81 + k, 83) for k in range(5)), *sizes[:count]]):
+        one = replace(case, input_size=(*case.input_size[:2], H, W))
+        input = make_input(one, torch.float32, "NCHW", "cpu", torch.Generator().manual_seed(i))
+        grad_output = torch.ones(*case.input_size[:2], *case.output_size)
+        for provider in providers if i % 2 == 0 else providers[::-1]:
+            call = bind(provider.make(), mode, input, case.output_size, grad_output)
+            started = time.perf_counter()
+            call()
+            samples[provider.name].append(time.perf_counter() - started)
+    moved = bytes_moved(case, mode, torch.float32)
+    about = case.study, case.name, case.reason, case.input_size, case.output_size, mode
+    return [  # the first sizes only warm up
+        Measurement(*about, name, "NCHW", "float32", threads, moved, taken[0], tuple(taken[5:]))
+        for name, taken in samples.items()
+    ]
 
 
 def copy_bandwidth(device, size=2**30):

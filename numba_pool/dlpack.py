@@ -16,7 +16,7 @@ from numba.extending import NativeValue, models, register_model, unbox
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils.dlpack import to_dlpack
 
 
 class DLTensor(ctypes.Structure):
@@ -86,9 +86,6 @@ _describe = _describe_by_capsule
 if _api is not None and _api.dltensor_from_py_object_no_sync:
     _describe = _Describe(_api.dltensor_from_py_object_no_sync)
 
-# Whether torch takes over what compiled code makes; such versions describe a tensor as it is, too, and not as flat.
-TAKES_TENSORS = _describe is not _describe_by_capsule and bool(_api.managed_tensor_to_py_object_no_sync)
-
 # What memory holds, as NumPy and the kernels see it: half types travel as 16-bit integers, told apart by their sign.
 _ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -104,13 +101,6 @@ DLPACK_DTYPES = {
     torch.float16: 2 | 16 << 8 | 1 << 16,
     torch.bfloat16: 4 | 16 << 8 | 1 << 16,
 }
-
-# NumPy before 2.4 leaves out the strides of C-contiguous arrays, which tell the memory formats apart where both are the
-# same memory.
-_LEAVES_STRIDES_OUT = np.lib.NumpyVersion(np.__version__) < "2.4.0"
-
-# The core of `from_dlpack`, which first asks of what kind its argument is.
-_from_capsule = getattr(torch._C, "_from_dlpack", from_dlpack)
 
 
 class FlatTensor(types.Array):
@@ -130,57 +120,32 @@ class FlatTensor(types.Array):
 
     def empty(self, size: int) -> Tensor:
         """Return a new tensor of this type, with so many elements."""
-        return empty((size,), self.tensor_dtype, channels_last=False)
+        return torch.empty(size, dtype=self.tensor_dtype)
 
 
 register_model(FlatTensor)(models.ArrayModel)
 
 FLAT_TENSORS = {dtype: FlatTensor(dtype) for dtype in _ARRAY_DTYPES}
 
-# Compiled code that is kept on disk finds the functions by these names, as their addresses are others in each process.
-_DESCRIBE, _TO_TENSOR = "numba_pool_describe", "numba_pool_to_tensor"
+# Compiled code that is kept on disk finds the function by this name, as its address is another in each process.
+_DESCRIBE = "numba_pool_describe"
 llvmlite.binding.add_symbol(_DESCRIBE, ctypes.cast(_describe, ctypes.c_void_p).value)
-if TAKES_TENSORS:
-    llvmlite.binding.add_symbol(_TO_TENSOR, _api.managed_tensor_to_py_object_no_sync)
 
-_byte, _int32, _int64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_pointer, _sizes = _byte.as_pointer(), _int64.as_pointer()
-HEAD = ir.LiteralStructType([_pointer, _int32, _int32, _int32, _int32, _sizes, _sizes, _int64])  # a `DLTensor`
-# A ``DLManagedTensorVersioned``: a version, an owner's pointer, the function that frees it, flags, and the `DLTensor`.
-MANAGED = ir.LiteralStructType([_int32, _int32, _pointer, _pointer, _int64, HEAD])
-
-
-def describe(c, tensor, head):
-    """Write the code that fills a `HEAD` from a tensor; what it returns is not 0 where that fails."""
-    function = ir.FunctionType(_int32, [tensor.type, head.type])
-    return c.builder.call(cgutils.get_or_insert_function(c.builder.module, function, _DESCRIBE), [tensor, head])
-
-
-def to_tensor(c, managed):
-    """Write the code that hands a `MANAGED` over to torch, and returns the tensor; NULL where that fails."""
-    tensor = cgutils.alloca_once(c.builder, _pointer, zfill=True)
-    function = ir.FunctionType(_int32, [managed.type, tensor.type])
-    c.builder.call(cgutils.get_or_insert_function(c.builder.module, function, _TO_TENSOR), [managed, tensor])
-    return c.builder.load(tensor)
-
-
-def flat_array(context, builder, typ, data, size):
-    """Write the code that takes `size` elements where the pointer `data` points to for a `FlatTensor`."""
-    array = context.make_array(typ)(context, builder)
-    itemsize = _int64(typ.dtype.bitwidth // 8)
-    populate_array(array, builder.bitcast(data, array.data.type), [size], [itemsize], itemsize, meminfo=None)
-    return array._getvalue()
+_int32, _int64 = ir.IntType(32), ir.IntType(64)
+_pointer, _sizes = ir.IntType(8).as_pointer(), _int64.as_pointer()
+_DLTENSOR = ir.LiteralStructType([_pointer, _int32, _int32, _int32, _int32, _sizes, _sizes, _int64])
 
 
 @unbox(FlatTensor)
 def _unbox_flat_tensor(typ, tensor, c):
     """Write the code that makes a tensor an argument: about 0.1 us, where ``np.from_dlpack`` takes 2."""
     builder = c.builder
-    head = cgutils.alloca_once(builder, HEAD, zfill=True)
-    status = describe(c, tensor, head)
+    head = cgutils.alloca_once(builder, _DLTENSOR, zfill=True)
+    function = ir.FunctionType(_int32, [tensor.type, head.type])
+    status = builder.call(cgutils.get_or_insert_function(builder.module, function, _DESCRIBE), [tensor, head])
     fields = builder.load(head)
     data, _, _, ndim, dtype, shape, _, byte_offset = (
-        builder.extract_value(fields, i) for i in range(len(HEAD.elements))
+        builder.extract_value(fields, i) for i in range(len(_DLTENSOR.elements))
     )
     fits = builder.icmp_unsigned("==", dtype, _int32(DLPACK_DTYPES[typ.tensor_dtype]))
     for needed in (cgutils.is_null(builder, status), cgutils.is_not_null(builder, data)):
@@ -191,44 +156,15 @@ def _unbox_flat_tensor(typ, tensor, c):
         length = builder.load(builder.gep(shape, [loop.index]))
         builder.store(builder.mul(builder.load(size), length), size)
 
-    array = flat_array(c.context, builder, typ, builder.gep(data, [byte_offset]), builder.load(size))
+    array = c.context.make_array(typ)(c.context, builder)
+    itemsize = _int64(typ.dtype.bitwidth // 8)
+    data = builder.bitcast(builder.gep(data, [byte_offset]), array.data.type)
+    populate_array(array, data, [builder.load(size)], [itemsize], itemsize, meminfo=None)
     unfit = builder.not_(fits)
     # Torch's own exception says more, where there is one.
     with builder.if_then(unfit, likely=False), builder.if_then(cgutils.is_null(builder, c.pyapi.err_occurred())):
         c.pyapi.err_set_string("PyExc_TypeError", f"expected a tensor of {typ.tensor_dtype} that has memory")
-    return NativeValue(array, is_error=unfit)
-
-
-def _head(capsule):
-    return DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """Return a new tensor.
-
-    NumPy allocates: it asks for huge pages where the array is large, and torch does not; a large result is written
-    several times faster into huge pages.
-
-    Raises
-    ------
-    RuntimeError
-        If there is not so much memory, as torch's own allocator does.
-    """
-    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
-    try:
-        array = np.empty(in_memory, _ARRAY_DTYPES[dtype])
-    except (MemoryError, ValueError) as error:
-        raise RuntimeError(f"adaptive_avg_pool2d: cannot allocate a result of shape {list(shape)}: {error}") from None
-    if channels_last:
-        array = array.transpose(0, 3, 1, 2)
-    capsule = array.__dlpack__()
-    if dtype.itemsize == 2:
-        _head(capsule).dtype = DLPACK_DTYPES[dtype]
-    if channels_last and _LEAVES_STRIDES_OUT and array.flags.c_contiguous:
-        _, C, H, W = shape
-        strides = (ctypes.c_int64 * 4)(H * W * C, 1, W * C, C)
-        _head(capsule).strides = ctypes.addressof(strides)
-    return _from_capsule(capsule)
+    return NativeValue(array._getvalue(), is_error=unfit)
 
 
 def address(tensor: Tensor) -> int:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-DEVICES = ("cpu", "cuda", "meta")
 
 # The names that ATen's messages call dtypes by.
 _DTYPE_NAMES = {
@@ -29,13 +28,24 @@ _INT64_MAX = 2**63 - 1
 
 def check_input(input: Tensor) -> None:
     """Raise unless a tensor can be pooled."""
-    if input.dim() not in (3, 4):
-        raise RuntimeError(f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {list(input.shape)}")
-    _check_kind("adaptive_avg_pool2d", input)
-    _check_not_empty("adaptive_avg_pool2d", "input", input)
+    shape = input.shape
+    if len(shape) not in (3, 4):
+        raise RuntimeError(f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {list(shape)}")
+    check_kind("adaptive_avg_pool2d", input)
+    if not shape[-1] or not shape[-2]:
+        _check_not_empty("adaptive_avg_pool2d", "input", input)
 
 
-def _check_kind(name, tensor):
+def raise_no_memory(tensor: Tensor) -> None:
+    """Raise, for a tensor that has elements and no memory, as torch's own op does."""
+    raise RuntimeError(
+        f"adaptive_avg_pool2d: expected a tensor with memory, but that of this one, of shape {list(tensor.shape)}, was "
+        "released; was its storage resized?"
+    )
+
+
+def check_kind(name, tensor):
+    """Raise unless a tensor has a layout, a dtype and a device that the kernels work with."""
     if tensor.layout is not torch.strided:
         raise NotImplementedError(
             f'"{name}" not implemented for the layout {tensor.layout}: expected a dense tensor; use .to_dense()'
@@ -45,7 +55,7 @@ def _check_kind(name, tensor):
             f"\"{name}\" not implemented for '{_DTYPE_NAMES.get(tensor.dtype, tensor.dtype)}': "
             "expected float32, float64, float16 or bfloat16; convert with .to(dtype)"
         )
-    if tensor.device.type not in DEVICES:
+    if not (tensor.is_cpu or tensor.is_cuda or tensor.is_meta):
         raise NotImplementedError(
             f'"{name}" not implemented for the device type {tensor.device.type!r}: expected a CPU or CUDA tensor; '
             "use torch.nn.functional.adaptive_avg_pool2d there, or move the tensor with .to('cpu')"
@@ -54,8 +64,9 @@ def _check_kind(name, tensor):
 
 def _check_not_empty(name, argument, tensor):
     # Only height and width: no batch and no channels give an empty result.
+    shape = tensor.shape
     for axis in (-2, -1):
-        if tensor.shape[axis] == 0:
+        if shape[axis] == 0:
             raise RuntimeError(
                 f"{name}(): Expected {argument} to have non-zero size for non-batch dimensions, "
                 f"but {argument} has sizes {list(tensor.shape)} with dimension {tensor.dim() + axis} being empty"
@@ -102,10 +113,12 @@ def _pair(input, output_size):
         sizes = list(output_size)
     except TypeError:
         raise TypeError(f"{wrong}, not {type(output_size).__name__}") from None
-    if input.dim() <= len(sizes):
-        raise ValueError(f"Input dimension should be at least {len(sizes) + 1}, but got {input.dim()}")
     if len(sizes) != 2:
-        raise RuntimeError(f"adaptive_avg_pool2d: output_size must be 2, but got {len(sizes)} elements")
+        # Of torch's two exceptions for this, the type of that which it raises for as many sizes.
+        error = ValueError if input.dim() <= len(sizes) else RuntimeError
+        raise error(f"adaptive_avg_pool2d: output_size must be 2 ints or Nones, but got {len(sizes)} elements")
+    if input.dim() < 3:
+        raise ValueError(f"Input dimension should be at least 3, but got {input.dim()}")
     for position, size in enumerate(sizes):
         if size is None:
             sizes[position] = input.shape[position - 2]
@@ -129,7 +142,7 @@ def check_grad_output(grad_output: Tensor, input_size) -> None:
     name = "adaptive_avg_pool2d_backward"
     if grad_output.dim() not in (3, 4):
         raise RuntimeError(f"{name}(): Expected 3D or 4D grad_output, but got {list(grad_output.shape)}")
-    _check_kind(name, grad_output)
+    check_kind(name, grad_output)
     _check_not_empty(name, "grad_output", grad_output)
     if len(input_size) != 2 or any(size < 1 for size in input_size):  # one by one: min() would compare two symbols
         raise RuntimeError(f"{name}(): Expected input_size to be two positive ints, but got {list(input_size)}")

@@ -1,0 +1,130 @@
+"""Contiguous planes: turn lines into lanes, add up columns, turn back.
+
+A *line* is a row of results, and the lines of all planes lie one after the other in memory.
+The kernel takes a group of them at a time, up to 64 side by side, and several deep where they are short:
+
+1. add up the rows of each line's window, element by element, in the order of memory;
+2. turn the sums, so that each line has a lane of its own: a column is a pixel now, whose channels are lines;
+3. add up the columns of each window, the same for every lane;
+4. turn the results back, and write them in the order of memory.
+
+No lane is idle at a row's end, and none looks up where its window begins.
+The bits of a line do not depend on the lines beside it.
+Pixels of a few channels are as many columns beside each other.
+"""
+
+import numpy as np
+
+from .runtime import inline, kernel
+from .simd import LANES, WIDE, as_sum, no_unroll, prefetch_write, scratch
+from .steps import copy, invert, pool_windows, round_up, scale_pixels, sum_rows, transpose, weight_of, windows_of
+
+# Elements of a group of lines, and of one line in it: few enough to stay in a core's first-level cache.
+GROUP = 4096
+BLOCK = 1024
+
+# The memory of a line's results is asked for before they are computed, unless it is more than this, in elements: 1.4
+# times as fast (case "56 to 7x5", backward).
+AHEAD = 1024
+
+
+@inline
+def collect_lines(lo, hi, plane, row, sizes, tops, bottoms, lines, rows, sources):
+    """Note which lines of results a group computes: their numbers, their rows, and where their windows begin.
+
+    Lines that have the same window as the one before are copies of it, and are not noted.
+    Return how many there are, and the line, plane and row that the next group begins with.
+    """
+    no_unroll()
+    n, pitch = 0, sizes.sW * sizes.C
+    while lo < hi:
+        if n == 0 or row == 0 or tops[row] != tops[row - 1] or bottoms[row] != bottoms[row - 1]:
+            if n == rows.size:
+                break
+            lines[n], rows[n], sources[n] = lo, row, (plane * sizes.sH + tops[row]) * pitch
+            n += 1
+        lo, row = lo + 1, row + 1
+        if row == tops.size:
+            plane, row = plane + 1, 0
+    lines[n] = lo
+    return n, lo, plane, row
+
+
+@inline
+def write_lines(src, n, results, dst, lines, first, length):
+    """Write computed lines, `results` elements each, and copies of them, to element `first` of lines of `length`."""
+    no_unroll()
+    for j in range(n):
+        for line in range(lines[j], lines[j + 1]):
+            copy(src, j * results, dst, line * length + first, results)
+
+
+@inline
+def block_of(sW, dW, C):
+    """Return how many columns of results are computed at a time, and the most elements that they and their source have.
+
+    All of them, or as many as have a source of no more than a block.
+    """
+    columns = max(1, BLOCK // C)
+    if max(sW, dW) <= columns:
+        return dW, max(sW, dW) * C
+    columns = max(1, min(columns, (columns - 2) * dW // sW))
+    return columns, max(columns, columns * sW // dW + 2) * C
+
+
+@kernel
+def pool_lines(src, dst, sizes, lo, hi):
+    """Fill the lines `lo` to `hi` of `dst`."""
+    no_unroll()
+    sH, sW, dH, dW, C, average, parts = sizes
+    one = np.int64(1)  # a literal 1 would be compiled for again
+    tops, bottoms, heights = windows_of(src, dH, sH, parts)
+    starts, ends, widths = windows_of(src, dW, sW, one)
+    weight = as_sum(src, weight_of(sizes, heights, widths))
+    _, _, row_shares = windows_of(src, (one - average) * sH, dH, one)
+    _, _, shares = windows_of(src, (one - average) * sW, dW, one)
+    invert(row_shares)
+    invert(shares)
+
+    columns, length = block_of(sW, dW, C)
+    most = min(WIDE, round_up(hi - lo, LANES))  # lanes
+    size = min(max(most, GROUP // length // most * most), round_up(hi - lo, most))
+    a, b = scratch(src, size * length + WIDE * LANES * C), scratch(src, size * length + WIDE * LANES * C)
+    lines, rows, sources = np.empty(size + 1, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
+    line_heights = scratch(src, size * C)
+    plane, row = lo // tops.size, lo % tops.size
+    while lo < hi:
+        begin = lo
+        n, lo, plane, row = collect_lines(lo, hi, plane, row, sizes, tops, bottoms, lines, rows, sources)
+        lanes = min(most, round_up(n, LANES))
+        deep = (n + lanes - 1) // lanes
+        line_heights[:] = 1
+        for j in range(n):
+            for c in range(C):
+                line_heights[(j % deep * C + c) * lanes + j // deep] = heights[rows[j]]
+
+        for first in range(0, dW, columns):
+            last = min(dW, first + columns)
+            width, results = ends[last - 1] - starts[first], (last - first) * C
+            for j in range(n):
+                i, top = sources[j] + starts[first] * C, tops[rows[j]]
+                sum_rows(src, i, sW * C, bottoms[rows[j]] - top, width * C, row_shares, top, False, a, j * width * C)
+                if (lines[j + 1] - lines[j]) * dW * C <= AHEAD:
+                    for to in range(lines[j] * dW * C, lines[j + 1] * dW * C, LANES):
+                        prefetch_write(dst, to)
+            # Lanes without a line are computed with, too: whatever memory holds might be slow numbers.
+            a[n * width * C : lanes * deep * width * C] = 0
+            transpose(a, 0, lanes, deep * width * C, deep * width * C, b, 0, lanes)
+            for q in range(deep):
+                i, to, h = q * width * C * lanes, q * results * lanes, q * C * lanes
+                if average == 0:
+                    scale_pixels(b, i, width, C * lanes, shares, starts[first])
+                pool_windows(
+                    b, i, 1, 1, starts, ends, first, last, C * lanes, weight, line_heights, h, 1, widths, a, to
+                )
+            # Turning writes more than what is asked for, so the last group goes another way.
+            if lo - begin == n and columns == dW and lo < hi:
+                transpose(a, 0, deep * results, lanes, lanes, dst, begin * results, deep * results)
+            else:
+                transpose(a, 0, deep * results, lanes, lanes, b, 0, deep * results)
+                write_lines(b, n, results, dst, lines, first * C, dW * C)

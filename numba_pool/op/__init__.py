@@ -1,0 +1,1 @@
+"""How torch sees the operation: checks, derivatives, the operator, and the way from tensors to kernels."""

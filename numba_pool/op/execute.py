@@ -1,0 +1,53 @@
+"""From tensors to the kernels of their device and memory format."""
+
+import torch
+from torch import Tensor
+
+from .. import cpu
+from ..dlpack import FLAT_TENSORS
+from .checks import check_grad_output, check_input, raise_no_memory
+from .memory import empty, in_memory_order, is_channels_last
+from .torch_private import is_zero_tensor
+
+
+def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """Pool a tensor to ``(oH, oW)``; raise unless it can be pooled."""
+    check_input(input)
+    channels_last = is_channels_last(input)
+    return _pool("forward", input, output_size, channels_last, channels_last)
+
+
+def backward(grad_output: Tensor, input_size: tuple[int, int], channels_last: bool) -> Tensor:
+    """Spread a gradient over an input of height and width `input_size`, in the input's memory format."""
+    if not grad_output.numel():
+        check_grad_output(grad_output, input_size)  # an empty batch passes, empty planes do not
+    # A plane of one element is the same memory in both formats: there a gradient is read as it is laid out.
+    reads_channels_last = is_channels_last(grad_output) if input_size == (1, 1) else channels_last
+    return _pool("backward", grad_output, input_size, reads_channels_last, channels_last)
+
+
+def _pool(direction, source, target_size, reads_channels_last, channels_last):
+    """Return the target of `target_size` for `source`, which is read in one memory format and written in another."""
+    *batch, h, w = source.shape
+    shape = (*batch, *target_size)
+    target = empty(shape, source, channels_last)
+    if 0 in shape or source.is_meta:
+        return target
+    if not source.data_ptr():
+        if is_zero_tensor(source):
+            return target.zero_()
+        raise_no_memory(source)
+    if target_size == (h, w):
+        return target.copy_(source)
+    source = in_memory_order(source, reads_channels_last)
+    if not source.is_cpu:
+        from .. import cuda
+
+        getattr(cuda, direction)(source, target)
+        return target
+    N, C = batch if len(batch) == 2 else (1, *batch)
+    planes, C = (N, C) if reads_channels_last else (N * C, 1)
+    run = cpu.forward if direction == "forward" else cpu.backward
+    sizes = (h, w, *target_size) if direction == "forward" else (*target_size, h, w)
+    run(source, target, FLAT_TENSORS[source.dtype], planes, *sizes, C, torch.get_num_threads())
+    return target
