@@ -61,8 +61,8 @@ def _cuda():
     return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
-# Sizes that reach every CUDA kernel, forward and backward: windows of many pixels and of few, whole planes, small planes,
-# and a window in parts; with rows that begin where wide loads can, and with others.
+# Sizes that reach every CUDA kernel, forward and backward: windows of many pixels and of few, whole planes, small
+# planes, and a window in parts; with rows that begin where wide loads can, and with others.
 _WARM_UP = [
     (shape, output_size)
     for odd in (0, 1)

@@ -31,7 +31,7 @@ def pool_pixels(src, dst, sizes, lo, hi):
     pitch = sW * C
     sums = scratch(src, (1 if few else C if wide else pitch) + WIDE)
     height = scratch(src, WIDE)
-    one = np.arange(2)  # the window of a pixel that is summed already
+    pixel = np.arange(2)  # where the window of a pixel begins and ends, which is summed already
     plane, row, top, bottom = lo // dH, lo % dH, -1, -1
     for line in range(lo, hi):
         to = line * dW * C
@@ -46,7 +46,9 @@ def pool_pixels(src, dst, sizes, lo, hi):
                 for r in range(bottom - top):
                     a = i + r * pitch + starts[ow] * C
                     sum_rows(src, a, C, ends[ow] - starts[ow], C, row_shares, 0, r > 0, sums, 0)
-                pool_windows(sums, 0, 1, 1, one, one[1:], 0, 1, C, weight, height, 0, 0, widths[ow:], dst, to + ow * C)
+                pool_windows(
+                    sums, 0, 1, 1, pixel, pixel[1:], 0, 1, C, weight, height, 0, 0, widths[ow:], dst, to + ow * C
+                )
         else:
             if new:
                 sum_rows(src, i, pitch, bottom - top, pitch, row_shares, top, False, sums, 0)

@@ -63,7 +63,7 @@ def spread_runs(src, dst, sizes, lo, hi):
     length, parts = sizes.dW, sizes.parts
     area = as_sum(src, 1 if sizes.average == 1 else length)
     source, part = lo // parts, lo % parts
-    for run in range(lo, hi):
+    for _ in range(lo, hi):
         i, end = source * length, (source + 1) * length
         if parts > 1:
             i, end = i + part * length // parts, i + (part + 1) * length // parts

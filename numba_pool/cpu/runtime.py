@@ -16,7 +16,8 @@ from numba.np.ufunc import parallel as thread_pool
 class Sizes(NamedTuple):
     """What a kernel is told: how large a plane of the source and of the destination is, and what is wanted.
 
-    A contiguous tensor has ``N * C`` planes of pixels of one channel, a channels_last one ``N`` planes of pixels of `C`.
+    A contiguous tensor has ``N * C`` planes of pixels of one channel, a channels_last one ``N`` planes of pixels of
+    `C` channels.
     """
 
     sH: int  # rows of a plane of the source

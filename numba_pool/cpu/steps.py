@@ -206,8 +206,8 @@ def pool_windows(src, i, pitch, rows, starts, ends, first, last, inner, weight, 
     """Pool the columns `first` to `last` of one row of windows of pixels, each of `inner` numbers.
 
     Element `i` of `src` is the first of the window of column `first`; its rows are `pitch` elements apart.
-    A sum is multiplied by `weight`, or divided by its area if that is 0: the width of its column times, for number `c` of
-    a pixel, ``heights[h + c * step]``.
+    A sum is multiplied by `weight`, or divided by its area if that is 0: the width of its column times, for number `c`
+    of a pixel, ``heights[h + c * step]``.
     There are at least 16 numbers; the last 16 are computed at once, some of them again.
     """
     no_unroll()

@@ -15,7 +15,7 @@ from numba import cuda
 from .device import int32, quotient, start_index, strided_sum, window_length
 from .jit import compile_kernel
 from .limits import LIMITS, full_width, sum_dtype
-from .packs import pack_of, shared_sums, sum_type_of
+from .packs import ALIGNMENT, pack_of, sum_type_of
 
 
 @cache
@@ -28,11 +28,11 @@ def bundle_kernel(dtype, backward, width, limits=LIMITS):
     load, add, divide, zero, put = pack.load, pack.add, pack.divide, pack.zero, pack.put
     store, store_sum = pack_of(dtype, 1).store, pack_of(sum_dtype(dtype), 1).store
     THREADS, FULL = limits.threads, full_width(dtype)
-    shared_bundle, number = shared_sums(dtype, THREADS * FULL), sum_type_of(dtype)
+    SIZE, sum_type = THREADS * FULL, sum_type_of(dtype)
 
     @compile_kernel(registers=96 if backward else 80)
     def bundles(src, dst, lines, sH, dH, sW, dW, C, nx, part_pixels, parts):
-        bundle = shared_bundle()
+        bundle = cuda.shared.array(SIZE, sum_type, alignment=ALIGNMENT)
         t = int32(cuda.threadIdx.x)
         ty, ny = quotient(t, nx), quotient(THREADS, nx)
         tx = int32(t - ty * nx)
@@ -82,7 +82,7 @@ def bundle_kernel(dtype, backward, width, limits=LIMITS):
                 store_sum(dst, part * lines * dW * C + index, (total,))
             else:
                 if not backward:
-                    total /= number(kh * kw)
+                    total /= sum_type(kh * kw)
                 store(dst, index, (total,))
 
     return bundles

@@ -25,11 +25,11 @@ def finish_kernel(dtype, backward, limits=LIMITS):
     """
     load_sum = pack_of(sum_dtype(dtype), 1).load
     store, zero = pack_of(dtype, 1).store, pack_of(dtype, 1).zero
-    THREADS, number = limits.threads, sum_type_of(dtype)
+    THREADS, sum_type = limits.threads, sum_type_of(dtype)
 
     @compile_kernel()
     def finish(partial, dst, count, parts, lanes, C, sH, dH, sW, dW):
-        scratch = cuda.shared.array(THREADS, number)
+        scratch = cuda.shared.array(THREADS, sum_type)
         t = int32(cuda.threadIdx.x)
         lane = int32(t % lanes)
         index = cuda.blockIdx.x * (THREADS // lanes) + t // lanes
@@ -45,7 +45,7 @@ def finish_kernel(dtype, backward, limits=LIMITS):
             total = strided_sum(scratch, t, lanes, int32(1))
             if not backward:
                 line, ow = index // C // dW, index // C % dW
-                total /= number(window_length(line, dH, sH) * window_length(ow, dW, sW))
+                total /= sum_type(window_length(line, dH, sH) * window_length(ow, dW, sW))
             store(dst, index, (total,))
 
     return finish

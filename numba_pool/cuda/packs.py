@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import cuda, types
+from numba import types
 
-from .jit import SIMULATED, device_function, intrinsic
+from .jit import SIMULATED, intrinsic
 from .limits import ITEMSIZE, PACK_BYTES, sum_dtype
+
+
+# How sums lie in shared memory, so that packs of 16 bytes can be read; the simulator's memory is not aligned.
+ALIGNMENT = None if SIMULATED else PACK_BYTES
 
 
 class Pack(NamedTuple):
@@ -75,14 +79,6 @@ def pack_of(dtype, width):
 def sum_type_of(dtype):
     """Return Numba's type of the sums of elements of `dtype`."""
     return getattr(types, sum_dtype(dtype))
-
-
-def shared_sums(dtype, size):
-    """Return a function by which a kernel takes `size` sums of shared memory, where packs of 16 bytes can lie."""
-    sum_type = sum_type_of(dtype)
-    if SIMULATED:
-        return lambda: cuda.shared.array(size, sum_type)
-    return device_function(lambda: cuda.shared.array(size, sum_type, alignment=PACK_BYTES))
 
 
 # --- the hardware: one instruction for a pack --------------------------------------------------------------------

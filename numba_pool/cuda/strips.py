@@ -17,7 +17,7 @@ from numba import cuda
 from .device import end_index, int32, lane_sum, quotient, start_index, strided_sum, window_length
 from .jit import compile_kernel
 from .limits import LIMITS, full_width, strip_columns, sum_dtype
-from .packs import pack_of, shared_sums, sum_type_of
+from .packs import ALIGNMENT, pack_of, sum_type_of
 
 
 @cache
@@ -30,12 +30,12 @@ def strip_kernel(dtype, backward, width, limits=LIMITS):
     load_pack, add, divide, zero, put = pack.load, pack.add, pack.divide, pack.zero, pack.put
     store, store_sum = pack_of(dtype, 1).store, pack_of(sum_dtype(dtype), 1).store
     THREADS, FULL, REACH = limits.threads, full_width(dtype), strip_columns(dtype, limits)
-    shared_strip, number = shared_sums(dtype, THREADS * FULL), sum_type_of(dtype)
+    SIZE, sum_type = THREADS * FULL, sum_type_of(dtype)
 
     @compile_kernel(registers=96 if backward else 64)
     def strips(src, dst, lines, sH, dH, sW, dW, across, nx, lanes, part_rows, row_parts, column_parts):
-        strip = shared_strip()
-        scratch = cuda.shared.array(THREADS, number)
+        strip = cuda.shared.array(SIZE, sum_type, alignment=ALIGNMENT)
+        scratch = cuda.shared.array(THREADS, sum_type)
         t = int32(cuda.threadIdx.x)
         ty, ny = quotient(t, nx), quotient(THREADS, nx)
         tx = int32(t - ty * nx)
@@ -73,7 +73,7 @@ def strip_kernel(dtype, backward, width, limits=LIMITS):
         for x in range(t, columns, THREADS):
             total = strided_sum(strip, x, ny, pitch)
             if backward:
-                total /= number(window_length(base + x, sW, dW))
+                total /= sum_type(window_length(base + x, sW, dW))
             strip[x] = total
         cuda.syncthreads()
 
@@ -95,7 +95,7 @@ def strip_kernel(dtype, backward, width, limits=LIMITS):
                     store_sum(dst, part * lines * dW + index, (total,))
                 else:
                     if not backward:
-                        total /= number(rows * (end - begin))
+                        total /= sum_type(rows * (end - begin))
                     store(dst, index, (total,))
 
     return strips

@@ -27,7 +27,7 @@ from .device import (
 )
 from .jit import compile_kernel, device_function
 from .limits import LIMITS, full_width, shared_size
-from .packs import pack_of, shared_sums, sum_type_of
+from .packs import ALIGNMENT, pack_of, sum_type_of
 
 
 @cache
@@ -44,12 +44,12 @@ def tile_kernel(dtype, backward, limits=LIMITS):
     """
     copy_in, copy_out = make_copy(dtype, True, limits), make_copy(dtype, False, limits)
     divide_by_areas, sum_rows, sum_columns = make_steps(dtype, backward, limits)
-    shared_memory, sum_type = shared_sums(dtype, shared_size(dtype, limits)), sum_type_of(dtype)
-    THREADS, LINES, COLUMNS, WIDTH = limits.threads, limits.lines, limits.columns, full_width(dtype)
+    sum_type, SIZE, WIDTH = sum_type_of(dtype), shared_size(dtype, limits), full_width(dtype)
+    THREADS, LINES, COLUMNS = limits.threads, limits.lines, limits.columns
 
     @compile_kernel(registers=80 if dtype == "bfloat16" else 64)
     def tiles(src, dst, lines, sH, dH, sW, dW, group, across, across_tiles, lanes, src_shift, dst_shift):
-        shared = shared_memory()
+        shared = cuda.shared.array(SIZE, sum_type, alignment=ALIGNMENT)
         scratch = cuda.shared.array(THREADS, sum_type)
         top = cuda.shared.array(LINES, types.int32)
         bottom = cuda.shared.array(LINES, types.int32)
@@ -153,7 +153,7 @@ def make_steps(dtype, backward, limits):
 
     Threads stand in rows along the columns: a thread keeps its column and walks down the lines.
     """
-    number, THREADS = sum_type_of(dtype), limits.threads
+    sum_type, THREADS = sum_type_of(dtype), limits.threads
 
     @device_function
     def divide_by_areas(shared, at, pitch, heights, widths, rows, columns, t):
@@ -163,7 +163,7 @@ def make_steps(dtype, backward, limits):
         if ty < ny:
             for c in range(int32(t - ty * nx), columns, nx):
                 for r in range(ty, rows, ny):
-                    shared[at + r * pitch + c] /= number(heights[r] * widths[c])
+                    shared[at + r * pitch + c] /= sum_type(heights[r] * widths[c])
 
     @device_function
     def sum_rows(shared, at, pitch, sums, top, bottom, count, columns, t):
@@ -189,7 +189,7 @@ def make_steps(dtype, backward, limits):
                     for i in range(ty, count, ny):
                         total = strided_sum(shared, int32(sums + i * columns + first), kw, int32(1))
                         if not backward:
-                            total /= number((bottom[i] - top[i]) * kw)
+                            total /= sum_type((bottom[i] - top[i]) * kw)
                         shared[at + i * pitch + o] = total
         else:
             team = quotient(t, lanes)
@@ -204,7 +204,7 @@ def make_steps(dtype, backward, limits):
                 total = strided_sum(scratch, int32(t - lane), lanes, int32(1))
                 cuda.syncthreads()
                 if not backward:
-                    total /= number((bottom[i] - top[i]) * (right[o] - left[o]))
+                    total /= sum_type((bottom[i] - top[i]) * (right[o] - left[o]))
                 if lane == 0:
                     shared[at + i * pitch + o] = total
 

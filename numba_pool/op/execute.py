@@ -47,7 +47,10 @@ def _pool(direction, source, target_size, reads_channels_last, channels_last):
         return target
     N, C = batch if len(batch) == 2 else (1, *batch)
     planes, C = (N, C) if reads_channels_last else (N * C, 1)
-    run = cpu.forward if direction == "forward" else cpu.backward
-    sizes = (h, w, *target_size) if direction == "forward" else (*target_size, h, w)
-    run(source, target, FLAT_TENSORS[source.dtype], planes, *sizes, C, torch.get_num_threads())
+    th, tw = target_size
+    tensor_type, threads = FLAT_TENSORS[source.dtype], torch.get_num_threads()
+    if direction == "forward":
+        cpu.forward(source, target, tensor_type, planes, h, w, th, tw, C, threads)
+    else:
+        cpu.backward(source, target, tensor_type, planes, th, tw, h, w, C, threads)
     return target

@@ -49,9 +49,9 @@ def is_zero_tensor(tensor) -> bool:
     return tensor._is_zerotensor()
 
 
-# What follows gives the operator derivatives of all kinds. `torch.library.register_autograd` would be the documented way,
-# but what it makes has no forward mode, and drops tangents without a word. Without these names the package cannot be
-# imported; the oldest and the newest version of torch that are supported have them.
+# What follows gives the operator derivatives of all kinds. `torch.library.register_autograd` would be the documented
+# way, but what it makes has no forward mode, and drops tangents without a word. Without these names the package cannot
+# be imported; the oldest and the newest version of torch that are supported have them.
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # noqa: E402
 from torch.autograd.function import _SingleLevelFunction as SingleLevelFunction  # noqa: E402
 
