@@ -2,7 +2,7 @@
 
 from .config import precompile, show_config
 from .functional import adaptive_avg_pool2d
-from .modules import AdaptiveAvgPool2d, convert_adaptive_avg_pool2d
+from .modules import AdaptiveAvgPool2d, convert_adaptive_avg_pool2d, override_adaptive_avg_pool2d
 from .windows import pooling_windows
 
 __version__ = "0.1.0"
@@ -12,6 +12,7 @@ __all__ = [
     "__version__",
     "adaptive_avg_pool2d",
     "convert_adaptive_avg_pool2d",
+    "override_adaptive_avg_pool2d",
     "pooling_windows",
     "precompile",
     "show_config",

@@ -1,7 +1,8 @@
-"""The layer, and the swap of torch's layers for ours."""
+"""The layer, and two ways to have it in models that were written with torch's own."""
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .functional import adaptive_avg_pool2d
 
@@ -74,3 +75,37 @@ def convert_adaptive_avg_pool2d(module: nn.Module) -> nn.Module:
             # The object stays the same, so whoever shares it, and its hooks, need not know.
             layer.__class__ = AdaptiveAvgPool2d
     return module
+
+
+class override_adaptive_avg_pool2d(TorchFunctionMode):  # noqa: N801  (used as a function)
+    """Within this context, :func:`torch.nn.functional.adaptive_avg_pool2d` is `adaptive_avg_pool2d`.
+
+    For models that call the function, or that cannot be edited.
+    Torch's layer calls the function, so it is reached too.
+    Nothing is changed globally: other threads, and code outside the context, are not affected.
+
+    See Also
+    --------
+    convert_adaptive_avg_pool2d : swaps the layers of a model for good.
+
+    Notes
+    -----
+    Torch's mechanism for this is :class:`torch.overrides.TorchFunctionMode`: within the context, every call of a torch
+    function from Python costs a few microseconds more.
+    With ``torch.compile``, call the compiled model within the context.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from numba_pool import override_adaptive_avg_pool2d
+    >>> with override_adaptive_avg_pool2d():
+    ...     torch.nn.functional.adaptive_avg_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+    tensor([[[ 2.5000,  4.5000],
+             [10.5000, 12.5000]]])
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Call numba_pool's function in place of torch's, and all others as they are."""
+        if func is nn.functional.adaptive_avg_pool2d:
+            func = adaptive_avg_pool2d
+        return func(*args, **(kwargs or {}))

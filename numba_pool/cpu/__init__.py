@@ -20,7 +20,9 @@ way          memory order     windows            what it does
 Pixels of fewer than sixteen channels are pooled as `lines`.
 """
 
-from . import runtime
+from numba.core import config
+
+from . import interpreted, runtime
 from .lines import pool_lines
 from .parts import add_parts
 from .pixels import pool_pixels
@@ -74,6 +76,9 @@ def backward(src, dst, tensor_type, planes, H, W, oH, oW, C, threads):
 
 
 def _pool(src, dst, tensor_type, threads, kernel, lines, sizes):
+    if config.DISABLE_JIT:
+        interpreted.pool(src, dst, sizes.average)
+        return
     units = lines * sizes.parts
     if threads > 1:
         threads = min(threads, units, 1 + (src.numel() + dst.numel()) // GRAIN)
@@ -142,6 +147,8 @@ def choose(planes, sH, sW, dH, dW, C, average):
 
 def precompile(tensor_type, channels_last):
     """Compile all kernels that tensors of a type and a memory format may reach."""
+    if config.DISABLE_JIT:
+        return
     sums_type = tensor_type.of_sums
     for kernel in (pool_pixels, pool_lines) if channels_last else (pool_pixels, pool_lines, sum_runs):
         runtime.precompile(kernel, tensor_type, tensor_type)

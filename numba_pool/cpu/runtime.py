@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numba import intp, njit, prange, typeof, types
+from numba.core import config
 from numba.core.caching import FunctionCache
 from numba.np.ufunc import parallel as thread_pool
 
@@ -69,7 +70,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, py_func):
         super().__init__(py_func)
-        self._cache_file._source_stamp = _STAMP
+        self._cache_file._source_stamp = self._cache_file._source_stamp, _STAMP
 
     def load_overload(self, sig, target_context):
         try:
@@ -94,6 +95,8 @@ def _warn(message):
 
 def keep_compiled(*kernels):
     """Let Numba keep what it compiles for kernels in its cache folder, if it finds a writable one."""
+    if config.DISABLE_JIT:
+        return  # kernels are the Python functions that they are made of
     for each in kernels:
         try:
             each._cache = _Cache(each.py_func)

@@ -21,7 +21,6 @@ from numba import types
 from .jit import SIMULATED, intrinsic
 from .limits import ITEMSIZE, PACK_BYTES, sum_dtype
 
-
 # How sums lie in shared memory, so that packs of 16 bytes can be read; the simulator's memory is not aligned.
 ALIGNMENT = None if SIMULATED else PACK_BYTES
 
