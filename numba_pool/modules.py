@@ -77,7 +77,7 @@ def convert_adaptive_avg_pool2d(module: nn.Module) -> nn.Module:
     return module
 
 
-class override_adaptive_avg_pool2d(TorchFunctionMode):  # noqa: N801  (used as a function)
+class override_adaptive_avg_pool2d(TorchFunctionMode):
     """Within this context, :func:`torch.nn.functional.adaptive_avg_pool2d` is `adaptive_avg_pool2d`.
 
     For models that call the function, or that cannot be edited.

@@ -125,5 +125,5 @@ def spawn(code, *arguments, packages=PACKAGES, **environment):
         text=True,
         timeout=500,
     )
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    assert run.returncode == 0, f"status {run.returncode}\n{run.stdout}\n{run.stderr}"
     return run.stdout

@@ -140,8 +140,8 @@ def choose(planes, sH, sW, dH, dW, C, average):
         kernel, lines, rows = pool_lines, planes * dH, PART_ROWS
     parts = 1
     if sH > dH:
-        rows = min(rows, max(1, PART // (sW // dW + 2)))
-        parts = min(sH // dH, -(-(sH // dH + 2) // rows))
+        height, width = sH // dH + 2 * (sH % dH > 0), sW // dW + 2 * (sW % dW > 0)  # of a window, at most
+        parts = min(sH // dH, -(-height // min(rows, max(1, PART // width))))
     return kernel, lines, Sizes(sH, sW, dH, dW, C, average, parts)
 
 

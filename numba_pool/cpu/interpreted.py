@@ -1,4 +1,4 @@
-"""What computes where Numba compiles nothing, under ``NUMBA_DISABLE_JIT=1``: the reference, for debuggers and coverage."""
+"""What computes under ``NUMBA_DISABLE_JIT=1``, for debuggers and coverage: the reference, as nothing is compiled."""
 
 from .. import reference
 

@@ -1,14 +1,16 @@
-"""What the CUDA tests share: pooling arrays with a plan, and the check that every kernel has to pass."""
+"""What the CUDA tests share: pooling arrays in the simulator, and the check that every kernel has to pass."""
 
 from typing import Any
 
 import numpy as np
 
 from numba_pool import reference
-from numba_pool.kernels import cuda as kernels
+from numba_pool.cuda import kernels
+from numba_pool.cuda.limits import LIMITS
+from numba_pool.cuda.plan import choose
 
 # A block so small that little arrays reach every branch: tiles of columns, groups of lines, parts of windows.
-SMALL = kernels.ROOM._replace(threads=16, pool=192, lines=12, columns=24, part=200, warp=16)
+SMALL = LIMITS._replace(threads=16, shared_bytes=768, lines=12, columns=24, part_elements=200, warp=16)
 
 # How far a result may be from the exact one, in units of the largest sum of absolute values.
 TOLERANCE = {"float64": 1e-14, "float32": 5e-7, "float16": 1e-3, "bfloat16": 8e-3}
@@ -36,18 +38,20 @@ def make_input(shape, dtype, seed=0):
     return decode(encode(np.random.default_rng(seed).standard_normal(shape), dtype), dtype)
 
 
-def pool(values, sizes, dtype="float32", backward=False, channels_last=False, shifts=(0, 0), room=SMALL, processors=1):
-    """Run the plan for an array ``(N, C, …, …)`` in the simulator; return the result and the kernels' names.
+def pool(
+    values, sizes, dtype="float32", backward=False, channels_last=False, shifts=(0, 0), limits=SMALL, processors=1
+):
+    """Pool an array ``(N, C, …, …)`` in the simulator; return the result and the kernels' names.
 
     `sizes` is ``(H, W, oH, oW)``.
     """
     N, C = values.shape[:2]
     H, W, oH, oW = sizes
     height, width = (H, W) if backward else (oH, oW)
-    inner = C if channels_last else 1
-    planes = N if channels_last else N * C
-    direction = kernels.backward if backward else kernels.forward
-    plan = direction(dtype, planes, H, W, oH, oW, inner, shifts[0], shifts[1], 0, processors, room)
+    planes, channels = (N, C) if channels_last else (N * C, 1)
+    launches, scratch_bytes = choose(
+        dtype, backward, planes, *values.shape[2:], height, width, channels, *shifts, processors, limits
+    )
     memory = encode(values.transpose(0, 2, 3, 1) if channels_last else values, dtype).reshape(-1)
     # The memory around both arrays is filled with what would be noticed: NaN (in bits), for sources and for results.
     nan = encode(np.full(1, np.nan), dtype) if dtype != "bfloat16" else np.array([0x7FC0], np.uint16)
@@ -55,14 +59,15 @@ def pool(values, sizes, dtype="float32", backward=False, channels_last=False, sh
     size = N * C * height * width
     dst = np.repeat(nan, shifts[1] + size + 8)
     sums = np.float64 if dtype == "float64" else np.float32
-    scratch = np.full(plan.scratch // np.dtype(sums).itemsize, np.nan, sums) if plan.scratch else None
-    plan.run(src[shifts[0] :], dst[shifts[1] : shifts[1] + size], scratch)
+    scratch = np.full(scratch_bytes // np.dtype(sums).itemsize, np.nan, sums)
+    compiled = [kernels.compiled(launch.kernel, launch.options, dtype, backward, limits) for launch in launches]
+    kernels.run(compiled, launches, src[shifts[0] :], dst[shifts[1] : shifts[1] + size], scratch, limits=limits)
     around = np.concatenate([dst[: shifts[1]], dst[shifts[1] + size :]])
     assert around.tobytes() == np.repeat(nan, len(around)).tobytes(), "a kernel wrote beside its result"
     result = decode(dst[shifts[1] : shifts[1] + size], dtype)
     if channels_last:
         result = result.reshape(N, height, width, C).transpose(0, 3, 1, 2)
-    return result.reshape(N, C, height, width), [name for name, *_ in plan.steps]
+    return result.reshape(N, C, height, width), [launch.kernel for launch in launches]
 
 
 def expected(values, sizes, backward=False):

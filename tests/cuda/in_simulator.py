@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from cuda_support import SMALL, check, make_input, pool
 
-from numba_pool.kernels import cuda as kernels
+from numba_pool.cuda import bundles, device, finish, pixels, strips, tiles
+from numba_pool.cuda.jit import SIMULATED
+from numba_pool.cuda.limits import LIMITS
+from numba_pool.cuda.plan import choose
 
-if not kernels.SIMULATED:
+if not SIMULATED:
     raise RuntimeError("set NUMBA_ENABLE_CUDASIM=1 before Python starts")
 
 # N, C, (H, W, oH, oW), and why.
@@ -101,7 +104,7 @@ def test_nan_and_inf_stay_in_their_windows():
 def test_blocks_of_real_size():
     for C, sizes, channels_last in ((5, (7, 7, 2, 2), False), (40, (7, 7, 1, 1), True), (1, (40, 90, 3, 2), False)):
         values = make_input((1, C, *sizes[:2]), "float32")
-        result, _ = pool(values, sizes, "float32", channels_last=channels_last, room=kernels.ROOM)
+        result, _ = pool(values, sizes, "float32", channels_last=channels_last, limits=LIMITS)
         check(result, values, sizes)
 
 
@@ -109,10 +112,11 @@ def test_the_cases_reach_every_kernel():
     seen = set()
     for N, C, sizes in CASES.values():
         for backward in (False, True):
-            for inner in (1, C):
-                direction = kernels.backward if backward else kernels.forward
-                planes = N * C // inner
-                seen |= {name for name, *_ in direction("float32", planes, *sizes, inner, room=SMALL).steps}
+            source, target = (sizes[2:], sizes[:2]) if backward else (sizes[:2], sizes[2:])
+            for channels in (1, C):
+                planes = N * C // channels
+                launches, _ = choose("float32", backward, planes, *source, *target, channels, limits=SMALL)
+                seen |= {launch.kernel for launch in launches}
     assert seen == {"tiles", "strips", "pixels", "bundles", "finish"}
 
 
@@ -146,7 +150,9 @@ def equal_windows(i, size, other_size):
 )
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_a_wrong_kernel_fails(monkeypatch, name, wrong, backward, channels_last):
-    monkeypatch.setattr(kernels, name, wrong)
+    for module in (tiles, strips, pixels, bundles, finish, device):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, wrong)
     sizes = (23, 7, 3, 3)
     values = make_input((1, 2, *(sizes[2:] if backward else sizes[:2])), "float32")
     result, _ = pool(values, sizes, "float32", backward, channels_last)

@@ -13,8 +13,9 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` o
 
 from numba import cuda, types
 
-from numba_pool.kernels import cuda as kernels
-from numba_pool.kernels.cuda_memory import full_width
+from numba_pool.cuda.kernels import KERNELS
+from numba_pool.cuda.limits import full_width
+from numba_pool.cuda.packs import pack_of
 
 KINDS = ["tiles", "strips", "strips singly", "pixels", "pixels singly", "bundles", "bundles singly", "finish"]
 # A pack of 16 bytes, as PTX moves it.
@@ -24,12 +25,8 @@ SUMS = {"float64": r"v2\.f64", "float32": r"v4\.f32", "float16": r"v4\.f32", "bf
 
 def make_kernel(kind, dtype, backward):
     name, _, singly = kind.partition(" ")
-    if name == "tiles":
-        return kernels.tile_kernel(dtype, backward)
-    if name == "finish":
-        return kernels.finish_kernel(dtype, backward)
-    factory = {"strips": kernels.strip_kernel, "pixels": kernels.pixel_kernel, "bundles": kernels.bundle_kernel}[name]
-    return factory(dtype, backward, 1 if singly else full_width(dtype))
+    options = () if name in ("tiles", "finish") else (1 if singly else full_width(dtype),)
+    return KERNELS[name](dtype, backward, *options)
 
 
 def compile_to_ptx(function, capability):
@@ -140,7 +137,7 @@ def test_an_atomic_is_noticed():
 
 
 def test_local_memory_is_noticed():
-    store = kernels.pack_of("float32", 1).store
+    store = pack_of("float32", 1).store
 
     def keep_locally(src, dst, n):
         values = cuda.local.array(64, types.float32)
