@@ -7,7 +7,7 @@ Of all others the rows come first, then the columns of the sums: neighboring win
 import numpy as np
 
 from .runtime import kernel
-from .simd import WIDE, as_sum, no_unroll, scratch
+from .simd import WIDE, as_sum, move, no_unroll, scratch
 from .steps import CHAIN, ROWS, invert, pool_windows, scale_pixels, sum_rows, weight_of, windows_of
 
 
@@ -39,7 +39,9 @@ def pool_pixels(src, dst, sizes, lo, hi):
         new = row == 0 or top != tops[row] or bottom != bottoms[row]
         top, bottom = tops[row], bottoms[row]
         i = (plane * sH + top) * pitch
-        if few:
+        if not new:
+            move(dst, to - dW * C, to, dW * C)
+        elif few:
             pool_windows(src, i, pitch, bottom - top, starts, ends, 0, dW, C, weight, height, 0, 0, widths, dst, to)
         elif wide:
             for ow in range(dW):
@@ -50,10 +52,9 @@ def pool_pixels(src, dst, sizes, lo, hi):
                     sums, 0, 1, 1, pixel, pixel[1:], 0, 1, C, weight, height, 0, 0, widths[ow:], dst, to + ow * C
                 )
         else:
-            if new:
-                sum_rows(src, i, pitch, bottom - top, pitch, row_shares, top, False, sums, 0)
-                if average == 0:
-                    scale_pixels(sums, 0, sW, C, shares, 0)
+            sum_rows(src, i, pitch, bottom - top, pitch, row_shares, top, False, sums, 0)
+            if average == 0:
+                scale_pixels(sums, 0, sW, C, shares, 0)
             pool_windows(sums, 0, 1, 1, starts, ends, 0, dW, C, weight, height, 0, 0, widths, dst, to)
         row += 1
         if row == dH:

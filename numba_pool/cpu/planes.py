@@ -42,8 +42,8 @@ def pool_planes(src, dst, sizes, lo, hi):
         n = min(size, hi - lo)
         lanes = min(most, round_up(n, LANES))
         deep = (n + lanes - 1) // lanes
-        # Turning reads and writes more than what is asked for, so the last group goes another way.
-        last = lo + n == hi
+        # Turning reads and writes up to 15 elements more than what is asked for; those must belong to other planes.
+        last = (hi - lo - n) * min(length, results) < LANES
         if last:
             copy(src, lo * length, a, 0, n * length)
             # Lanes without a plane are computed with, too: whatever memory holds might be slow numbers.

@@ -242,6 +242,24 @@ def store_scalar(typingctx, array, i, value):
     return types.none(array, types.intp, _accumulator(array)), codegen
 
 
+@intrinsic
+def move(typingctx, array, i, to, n):
+    """Set ``array[to : to + n]`` to ``array[i : i + n]``; the two do not overlap."""
+
+    def codegen(context, builder, signature, arguments):
+        array, i, to, n = arguments
+        last = builder.sub(n, n.type(1))
+        pointers = []
+        for first in (to, i):
+            _pointer(context, builder, signature.args[0], array, builder.add(first, last))  # for its check
+            pointers.append(_pointer(context, builder, signature.args[0], array, first))
+        itemsize = signature.args[0].dtype.bitwidth // 8
+        cgutils.raw_memcpy(builder, *pointers, n, itemsize)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, types.intp), codegen
+
+
 def _prefetch(write):
     def codegen(context, builder, signature, arguments):
         array, i = arguments

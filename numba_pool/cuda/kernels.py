@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 
 from cuda.bindings.driver import cuCtxGetDevice
+from cuda.core import Stream
 from numba import cuda, types
 
 from .bundles import bundle_kernel
@@ -72,5 +73,5 @@ def run(kernels, launches, src, dst, scratch=None, stream=0, limits=LIMITS):
 
 @lru_cache(maxsize=64)
 def _stream_of(handle):
-    """Return Numba's object for a stream; the same one each time, as Numba configures a launch for an object."""
-    return cuda.external_stream(handle) if handle else 0
+    """Return the object of a stream; kept, as to make one takes longer than to choose and configure a launch."""
+    return Stream.from_handle(handle)
