@@ -61,8 +61,17 @@ def write_lines(src, n, results, dst, lines, first, length):
     for j in range(n):
         to = lines[j] * length + first
         copy(src, j * results, dst, to, results)
-        for line in range(lines[j] + 1, lines[j + 1]):
-            move(dst, to, line * length + first, results)
+        if results < length:
+            for line in range(lines[j] + 1, lines[j + 1]):
+                move(dst, to, line * length + first, results)
+        else:
+            # The copies are one run of memory: short lines are copied several at once.
+            done, some, end = results, results, (lines[j + 1] - lines[j]) * results
+            while done < end:
+                move(dst, to, to + done, min(some, end - done))
+                done += some
+                if done <= AHEAD:
+                    some = done
 
 
 @inline
