@@ -1,6 +1,7 @@
 """The layer against torch's own: values, gradients, strides, and what no layer of torch's promises."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from helpers import DTYPES, LAYOUTS, assert_close, exact_gradient, exact_pool
 from torch._prims_common import suggest_memory_format
 
-from numba_pool import AdaptiveAvgPool2d, _dispatch, _threads, adaptive_avg_pool2d
+from numba_pool import adaptive_avg_pool2d, cpu
 
 SHAPE = (3, 17, 13, 18)
 OUTPUT_SIZES = (1, 2, (4, 5), (13, 1), (20, 7), (None, 6), (13, 18))
@@ -51,8 +52,9 @@ def test_sizes_of_one_leave_the_memory_format_open(shape, dtype):
 
 @memory_formats
 @pytest.mark.parametrize("C", [3, 17])
-def test_every_combination_of_sizes(C, memory_format):
-    for H, W, *output_size in itertools.product((1, 2, 5, 8, 18, 64), repeat=4):
+def test_combinations_of_sizes(C, memory_format):
+    combinations = list(itertools.product((1, 2, 5, 8, 18, 64), repeat=4))
+    for H, W, *output_size in random.Random(f"{C} {memory_format}").sample(combinations, 75):
         check(torch.randn(2, C, H, W, dtype=torch.double).to(memory_format=memory_format), output_size)
 
 
@@ -84,41 +86,6 @@ def test_empty_output(output_size, dtype):
 
 
 @memory_formats
-@pytest.mark.parametrize(
-    ("size", "output_size"), [((5, 4), (3, 2)), ((4, 4), (2, 4)), ((3, 2), (5, 4)), ((6, 5), (1, 1))]
-)
-def test_derivatives_of_any_order(size, output_size, memory_format):
-    input = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
-    pool = AdaptiveAvgPool2d(output_size)
-    assert torch.autograd.gradcheck(pool, input, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(pool, input, check_fwd_over_rev=True)
-
-
-@dtypes
-@layouts
-@pytest.mark.parametrize("samples", [7, 1])
-@pytest.mark.parametrize("own_call", [1, 1 << 20], ids=["in place", "copied"])
-def test_parts_give_the_bits_of_the_whole(layout, dtype, own_call, samples, monkeypatch):
-    torch.set_num_threads(1)
-    input = LAYOUTS[layout](torch.randn(samples, *SHAPE[1:], dtype=dtype))
-    weights = LAYOUTS[layout](torch.randn(samples, SHAPE[1], 4, 5, dtype=dtype))
-
-    def pooled():
-        for x, w in (input, weights), (input[0], weights[0]):
-            output = adaptive_avg_pool2d(x.requires_grad_(), (4, 5))
-            yield from (output, *torch.autograd.grad(output, x, w))
-
-    whole = list(pooled())
-    monkeypatch.setattr(_dispatch, "OWN_CALL", own_call)
-    # Forward and backward one channel and five, two channels and two samples, two samples and all.
-    for part in (100, 680, 2 * input[0].numel()):
-        monkeypatch.setattr(_dispatch, "PART", part)
-        for one, other in zip(pooled(), whole, strict=True):
-            assert torch.equal(one, other)
-            assert one.stride() == other.stride()
-
-
-@memory_formats
 @dtypes
 def test_gradients_of_any_layout(dtype, memory_format):
     """The gradient's layout is the input's, whatever that of `grad_output`."""
@@ -141,36 +108,21 @@ def test_backward_of_a_sum(dtype, memory_format):
     assert_close(input.grad, *exact_gradient(torch.ones_like(output), input.shape[-2:]))
 
 
-@memory_formats
-@dtypes
-def test_the_result_can_be_changed_in_place(dtype, memory_format):
-    input = torch.randn(SHAPE, dtype=dtype).contiguous(memory_format=memory_format)
-    for output_size in ((4, 5), SHAPE[-2:]):
-        leaf = input.clone().requires_grad_()
-        plain = adaptive_avg_pool2d(input, output_size)
-        output = adaptive_avg_pool2d(leaf, output_size).mul_(2)
-        torch.testing.assert_close(output.detach(), 2 * plain, rtol=0, atol=0)
-        output.sum().backward()
-        assert_close(leaf.grad, *exact_gradient(torch.full_like(output, 2), input.shape[-2:]))
-        plain.zero_()
-        assert input.count_nonzero()
-        assert plain.resize_(2, 2).shape == (2, 2)
-
-
-def test_a_result_outlives_its_input():
-    """A result's memory is its own: it is neither the input's nor given back when the input is."""
-    outputs = [adaptive_avg_pool2d(torch.full((1, 64, 64, 64), float(i)), 32) for i in range(8)]
-    assert [output.unique().tolist() for output in outputs] == [[float(i)] for i in range(8)]
-
-
 # What torch's own layer gets wrong.
 
 
 @memory_formats
 def test_large_windows_stay_accurate(memory_format):
-    """A float32 window of 4096 by 2048 elements; a single chain of additions is off by some percent."""
-    input = torch.full((1, 2, 4096, 2048), 0.1).contiguous(memory_format=memory_format)
-    for output_size in (1, (1, 2), (2, 1)):
+    """Float32 windows of millions of elements; a single chain of additions is off by some percent."""
+    for shape, output_size in (
+        ((1, 2, 4096, 2048), 1),
+        ((1, 2, 4096, 2048), (1, 2)),
+        ((1, 2, 4096, 2048), (2, 1)),
+        ((1, 1, 1, 4_000_001), (1, 2)),
+        ((1, 1, 3, 2_000_001), (2, 2)),
+        ((1, 1, 2_000_001, 3), (2, 2)),
+    ):
+        input = torch.full(shape, 0.1).contiguous(memory_format=memory_format)
         output = adaptive_avg_pool2d(input, output_size)
         torch.testing.assert_close(output, torch.full_like(output, 0.1), rtol=1e-6, atol=0)
 
@@ -185,29 +137,26 @@ def test_gradients_do_not_saturate(dtype, side, memory_format):
 
 
 @memory_formats
-@dtypes
-def test_the_same_bits_on_any_number_of_threads(dtype, memory_format, monkeypatch):
-    for shape, output_size in (((8, 32, 56, 57), (7, 9)), ((2, 4, 300, 301), 1), ((4, 64, 14, 14), (40, 29))):
-        input = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            monkeypatch.setattr(_threads, "_used", False)
-            output = adaptive_avg_pool2d(input, output_size)
-            torch.manual_seed(1)
-            (grad,) = torch.autograd.grad(output, input, torch.randn_like(output))
-            assert _threads._used == (threads == 2), "the sizes are too small to try threads"
-            results.append((output, grad))
-        (output, grad), (other_output, other_grad) = results
-        assert output.equal(other_output)
-        assert grad.equal(other_grad)
+def test_torchs_number_of_threads_is_kept_to(memory_format, monkeypatch):
+    """And does not change the bits."""
+    given = []
+    run = cpu.run
+    monkeypatch.setattr(cpu, "run", lambda *arguments: given.append(arguments[-1]) or run(*arguments))
+    input = torch.randn(8, 32, 56, 57).contiguous(memory_format=memory_format).requires_grad_()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        output = adaptive_avg_pool2d(input, (7, 9))
+        results.append((output, *torch.autograd.grad(output, input, torch.ones_like(output))))
+    assert given == [1, 1, 2, 2, 3, 3]
+    for others in results[1:]:
+        assert all(a.equal(b) for a, b in zip(results[0], others, strict=True))
 
 
 @memory_formats
-@dtypes
-def test_the_same_bits_alone_and_in_a_batch(dtype, memory_format):
+def test_the_same_bits_alone_and_in_a_batch(memory_format):
     for shape, output_size in (((5, 6, 30, 31), (7, 9)), ((3, 4, 150, 151), 1), ((67, 3, 5, 6), (8, 7))):
-        batch = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+        batch = torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_()
         output = adaptive_avg_pool2d(batch, output_size)
         grad_output = torch.randn_like(output)
         (grad,) = torch.autograd.grad(output, batch, grad_output)
@@ -216,25 +165,6 @@ def test_the_same_bits_alone_and_in_a_batch(dtype, memory_format):
             alone = adaptive_avg_pool2d(sample, output_size)
             assert alone.equal(output[i : i + 1])
             assert torch.autograd.grad(alone, sample, grad_output[i : i + 1])[0].equal(grad[i : i + 1])
-
-
-@memory_formats
-@dtypes
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_nan_and_inf_stay_in_their_windows(value, dtype, memory_format):
-    """Exactly the windows that hold the value show it; all others have the same bits as without it."""
-    for H, W, oH, oW in ((13, 18, 4, 5), (9, 40, 3, 2), (3, 4, 7, 9)):
-        clean = torch.rand(2, 5, H, W, dtype=dtype).contiguous(memory_format=memory_format)
-        spoilt = clean.clone()
-        place = (1, 3, H // 2, W - 2)
-        spoilt[place] = value
-        output = adaptive_avg_pool2d(spoilt, (oH, oW))
-        mark = torch.zeros_like(clean)
-        mark[place] = 1
-        holds = exact_pool(mark, (oH, oW))[0] > 0
-        assert holds.any()
-        torch.testing.assert_close(output[holds], torch.full_like(output[holds], value), equal_nan=True)
-        assert output[~holds].equal(adaptive_avg_pool2d(clean, (oH, oW))[~holds])
 
 
 @memory_formats

@@ -7,7 +7,7 @@ Of all others the rows come first, then the columns of the sums: neighboring win
 import numpy as np
 
 from .runtime import kernel
-from .simd import WIDE, as_sum, move, no_unroll, scratch
+from .simd import WIDE, as_sum, move, no_unroll, scratch, splat, store
 from .steps import CHAIN, ROWS, invert, pool_windows, scale_pixels, sum_rows, weight_of, windows_of
 
 
@@ -35,7 +35,7 @@ def pool_pixels(src, dst, sizes, lo, hi):
     plane, row, top, bottom = lo // dH, lo % dH, -1, -1
     for line in range(lo, hi):
         to = line * dW * C
-        height[:] = heights[row]
+        store(height, 0, splat(height, heights[row], WIDE))
         new = row == 0 or top != tops[row] or bottom != bottoms[row]
         top, bottom = tops[row], bottoms[row]
         i = (plane * sH + top) * pitch

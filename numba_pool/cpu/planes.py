@@ -9,7 +9,7 @@ The bits of a plane do not depend on the planes beside it.
 import numpy as np
 
 from .runtime import kernel
-from .simd import LANES, WIDE, as_sum, no_unroll, prefetch, prefetch_write, scratch
+from .simd import LANES, WIDE, as_sum, no_unroll, prefetch, prefetch_write, scratch, splat, store
 from .steps import copy, invert, pool_windows, round_up, scale_pixels, transpose, weight_of, windows_of
 
 # Elements of a group of planes: few enough to stay in the first-level cache, where planes are that small.
@@ -56,7 +56,7 @@ def pool_planes(src, dst, sizes, lo, hi):
                 scale_pixels(b, q * length * lanes, length, lanes, shares, 0)
             for oh in range(dH):
                 i, to = (q * length + tops[oh] * sW) * lanes, (q * results + oh * dW) * lanes
-                height[:] = heights[oh]
+                store(height, 0, splat(height, heights[oh], WIDE))
                 pool_windows(
                     b, i, sW * lanes, bottoms[oh] - tops[oh], starts, ends, 0, dW, lanes, weight, height, 0, 0, widths,
                     a, to,
