@@ -137,7 +137,7 @@ def pool_lines(src, dst, sizes, lo, hi):
                 pool_windows(
                     b, i, 1, 1, starts, ends, first, last, C * lanes, weight, line_heights, h, 1, widths, a, to
                 )
-            # Turning writes up to 15 elements more than what is asked for; those must be results that are still to come.
+            # Turning writes up to 15 elements more than what is asked for: those must be results still to come.
             if lo - begin == n and columns == dW and (hi - lo) * dW * C >= LANES:
                 transpose(a, 0, deep * results, lanes, lanes, dst, begin * results, deep * results)
             else:
