@@ -31,6 +31,7 @@ LINKS = {
     "ValueError": PYTHON + "exceptions.html#ValueError",
     "numpy.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
     "torch.Tensor": TORCH + "tensors.html",
+    "torch.overrides.TorchFunctionMode": TORCH + "torch.overrides.html",
     "torch.device": TORCH + "tensor_attributes.html#torch.device",
     "torch.dtype": TORCH + "tensor_attributes.html#torch.dtype",
     "torch.memory_format": TORCH + "tensor_attributes.html#torch.memory_format",

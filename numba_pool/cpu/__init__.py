@@ -37,9 +37,10 @@ PART = 4096
 PART_ROWS = 128
 PART_PIXELS = 1024
 
-# Planes with no more elements, input and output together, are turned as they are, if so few of their elements on
-# average belong to a line of results.
+# Planes with no more elements, input and output together, are turned as they are, if so few of their rows and elements
+# on average belong to a line of results.
 SMALL = 2048
+FEW_ROWS = 16
 FEW = 128
 
 # Elements for each thread, below which another thread costs more than it gains.
@@ -134,7 +135,7 @@ def choose(planes, sH, sW, dH, dW, C, average):
         return sum_runs, planes, Sizes(1, sW, 1, 1, 1, average, -(-sW // PART))
     elif C == sH == sW == dH == 1 and dW >= LANES:
         return spread_runs, planes, Sizes(1, 1, 1, dW, 1, average, -(-dW // PART))
-    elif C == 1 and planes >= LANES and sH * sW + dH * dW <= SMALL and sH * sW <= FEW * dH and dH * dW <= FEW * sH:
+    elif C == 1 and sH * sW + dH * dW <= SMALL and sH <= FEW_ROWS * dH and max(sH * sW // dH, dH * dW // sH) <= FEW:
         return pool_planes, planes, Sizes(sH, sW, dH, dW, C, average, 1)
     else:
         kernel, lines, rows = pool_lines, planes * dH, PART_ROWS

@@ -174,25 +174,40 @@ def scale_pixels(pixels, first, count, inner, shares, share):
 
 
 @inline
-def sum_window(like, src, i, pitch, rows, inner, count):
-    """Return the sum of a window of `rows` by `count` pixels, for as many of their numbers as `like` has lanes."""
+def sum_few(like, src, i, pitch, rows, inner, count):
+    """Return the sum of a few rows of a few pixels, for as many of their numbers as `like` has lanes."""
     no_unroll()
-    n = min(CHAIN, count) * inner
-    s = load(like, src, i)
-    a = i + inner
-    for row in range(i, i + rows * pitch, pitch):
-        while a < row + n:
-            s = s + load(like, src, a)
-            a += inner
-        a = row + pitch
-    for j in range(CHAIN, count, CHAIN):
-        n = min(CHAIN, count - j) * inner
-        t = splat_like(like, 0.0)
-        for row in range(i + j * inner, i + j * inner + rows * pitch, pitch):
-            for a in range(row, row + n, inner):
-                t = t + load(like, src, a)
+    s = splat_like(like, 0.0)
+    for first in range(i, i + rows * pitch, pitch):
+        t = load(like, src, first)
+        for a in range(first + inner, first + count * inner, inner):
+            t = t + load(like, src, a)
         s = s + t
     return s
+
+
+@inline
+def sum_window(like, src, i, pitch, rows, inner, count):
+    """Do what `sum_few` does for windows of any width.
+
+    Sums of a few pixels are added to a sum, every sixteen of these to another one, and so on: no chain of additions is
+    long, and little is rounded away.
+    """
+    no_unroll()
+    if count <= CHAIN:
+        return sum_few(like, src, i, pitch, rows, inner, count)
+    zero = splat_like(like, 0.0)
+    s, t, u, v = zero, zero, zero, zero
+    for j in range(0, count, CHAIN):
+        s = s + sum_few(like, src, i + j * inner, pitch, rows, inner, min(CHAIN, count - j))
+        done = j // CHAIN + 1
+        if done % 16 == 0:
+            t, s = t + s, zero
+        if done % 256 == 0:
+            u, t = u + t, zero
+        if done % 4096 == 0:
+            v, u = v + u, zero
+    return v + (u + (t + s))
 
 
 @inline
