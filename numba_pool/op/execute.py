@@ -6,8 +6,12 @@ from torch import Tensor
 from .. import cpu
 from ..dlpack import FLAT_TENSORS
 from .checks import check_grad_output, check_input, raise_no_memory
-from .memory import empty, in_memory_order, is_channels_last
+from .memory import empty, is_channels_last, is_in_memory_order
 from .torch_private import is_zero_tensor
+
+# What does not lie in one piece of memory is copied some samples at a time, of about so many elements for each thread:
+# few enough to stay in the caches until they are read.
+PART = 1 << 18
 
 
 def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
@@ -39,18 +43,30 @@ def _pool(direction, source, target_size, reads_channels_last, channels_last):
         raise_no_memory(source)
     if target_size == (h, w):
         return target.copy_(source)
-    source = in_memory_order(source, reads_channels_last)
+    _fill(direction, source, target, reads_channels_last)
+    return target
+
+
+def _fill(direction, source, target, reads_channels_last):
+    """Fill `target` from `source`, which is copied first where it does not lie in one piece of memory."""
+    if not is_in_memory_order(source, reads_channels_last):
+        samples = max(1, torch.get_num_threads() * PART * len(source) // source.numel())
+        if source.is_cpu and samples < len(source):
+            for part, its_target in zip(source.split(samples), target.split(samples), strict=True):
+                _fill(direction, part, its_target, reads_channels_last)
+            return
+        source = empty(tuple(source.shape), source, reads_channels_last).copy_(source)
     if not source.is_cpu:
         from .. import cuda
 
         getattr(cuda, direction)(source, target)
-        return target
+        return
+    *batch, h, w = source.shape
     N, C = batch if len(batch) == 2 else (1, *batch)
     planes, C = (N, C) if reads_channels_last else (N * C, 1)
-    th, tw = target_size
+    th, tw = target.shape[-2:]
     tensor_type, threads = FLAT_TENSORS[source.dtype], torch.get_num_threads()
     if direction == "forward":
         cpu.forward(source, target, tensor_type, planes, h, w, th, tw, C, threads)
     else:
         cpu.backward(source, target, tensor_type, planes, th, tw, h, w, C, threads)
-    return target

@@ -53,10 +53,8 @@ def empty(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
     return tensor
 
 
-def in_memory_order(tensor: Tensor, channels_last: bool) -> Tensor:
-    """Return a tensor's values in one piece of memory, in a memory format: the tensor itself, or a copy."""
+def is_in_memory_order(tensor: Tensor, channels_last: bool) -> bool:
+    """Return whether a tensor's values lie in one piece of memory, in a memory format."""
     # Without the keyword, the more common question takes half the time.
     contiguous = tensor.is_contiguous(memory_format=torch.channels_last) if channels_last else tensor.is_contiguous()
-    if contiguous and not tensor.is_neg():
-        return tensor
-    return empty(tuple(tensor.shape), tensor, channels_last).copy_(tensor)
+    return contiguous and not tensor.is_neg()
