@@ -125,6 +125,20 @@ def test_threads_see_the_same_bits():
     assert all(torch.equal(result, expected) for result in results)
 
 
+@each_layer
+def test_torchs_number_of_threads_stays(layer):
+    """Numba's pool has threads of its own; how many torch's ops use is the user's to say."""
+    run(
+        """
+        for threads in (3, 1, 2):
+            torch.set_num_threads(threads)
+            in_parallel() if threads > 1 else step()
+            assert torch.get_num_threads() == threads, torch.get_num_threads()
+        """,
+        NUMBA_THREADING_LAYER=layer,
+    )
+
+
 def test_many_threads_pool_tiny_tensors():
     """Nothing is shared but compiled code."""
     inputs = [torch.randn(1, planes, 8, 8) for planes in range(1, 9)]
