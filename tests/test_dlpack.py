@@ -49,7 +49,7 @@ def test_a_tensor_without_memory_is_refused():
 
 
 def test_new_sizes_do_not_wait_for_the_compiler():
-    """Whoever compiles anything holds Numba's lock, for seconds; a child that is forked meanwhile never gets it."""
+    """A thread that compiles holds Numba's lock for seconds; a child that is forked meanwhile never gets it."""
     x = torch.randn(2, 3, 8, 8)
     adaptive_avg_pool2d(x, (3, 2))  # compiles
     with ThreadPoolExecutor(1) as pool, global_compiler_lock:

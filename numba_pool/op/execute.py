@@ -37,7 +37,7 @@ def _pool(direction, source, target_size, reads_channels_last, channels_last):
     target = empty(shape, source, channels_last)
     if 0 in shape or source.is_meta:
         return target
-    if not source.data_ptr():
+    if source.data_ptr() == source.storage_offset() * source.itemsize:  # the storage begins at 0: it has no memory
         if is_zero_tensor(source):
             return target.zero_()
         raise_no_memory(source)

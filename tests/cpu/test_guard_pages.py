@@ -1,4 +1,4 @@
-"""The CPU kernels on arrays with a page right before or behind them that nobody may read or write."""
+"""The CPU kernels on arrays with a page right before or behind them that cannot be read or written."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 def guarded(size, dtype, behind):
-    '''Return an array with a protected page behind it, or before it; nothing else is between them.'''
+    '''Return an array with a protected page right behind it, or right before it.'''
     nbytes = size * np.dtype(dtype).itemsize
     inner = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = np.frombuffer(mmap.mmap(-1, inner + 2 * mmap.PAGESIZE), np.uint8)

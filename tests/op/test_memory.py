@@ -1,4 +1,4 @@
-"""Results are ordinary tensors of torch, and a tensor whose memory was released is told."""
+"""Results are ordinary tensors of torch, and a tensor whose memory was released is refused."""
 
 import mmap
 
@@ -170,11 +170,11 @@ for layout in (*LAYOUTS, "3-D", "3-D, in the middle", "3-D, transposed"):
 """
 
 
-def test_a_released_tensor_is_told():
+def test_a_released_tensor_raises():
     spawn(RELEASED)
 
 
-def test_a_released_gradient_is_told():
+def test_a_released_gradient_raises():
     x = torch.randn(2, 3, 9, 8, requires_grad=True)
     y = adaptive_avg_pool2d(x, (4, 3))
     with pytest.raises(RuntimeError, match="released"):
@@ -192,7 +192,7 @@ def test_an_input_that_is_released_after_pooling_is_not_needed():
 
 
 def test_a_zero_tensor_is_pooled():
-    """Torch keeps no memory for a tangent that is known to be zero; nobody has released it."""
+    """Torch keeps no memory for a tangent that is known to be zero: it was not released."""
     zeros = torch._efficientzerotensor((2, 3, 9, 8))
     for output_size in ((4, 3), (9, 8)):
         pooled = adaptive_avg_pool2d(zeros, output_size)

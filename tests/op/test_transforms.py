@@ -220,7 +220,7 @@ def test_no_tangent_is_lost_by_the_operator():
 
 
 def test_undefined_and_expanded_gradients():
-    """A gradient that nobody needs is not computed; ``sum()`` hands over one with strides of 0."""
+    """A gradient that is not needed is not computed; ``sum()`` hands over one with strides of 0."""
     x = double(2, 3, 7, 5).requires_grad_()
     output = adaptive_avg_pool2d(x, (3, 2))
     (gradient,) = torch.autograd.grad(output.sum(), x)

@@ -131,16 +131,9 @@ def test_versions_that_share_a_cache_do_not_mix(copied, tmp_path_factory):
     assert printed[1] != 1.0
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "import os; os.environ['NUMBA_THREADING_LAYER'] = 'workqueue'",
-        # What Numba sees on a machine without libgomp and libtbb.
-        "import sys; sys.modules['numba.np.ufunc.omppool'] = sys.modules['numba.np.ufunc.tbbpool'] = None",
-    ],
-    ids=["chosen", "nothing else"],
-)
-def test_without_openmp(before, warm_cache):
+def test_without_openmp(warm_cache):
+    """Numba falls back on a thread pool of its own on a machine without libgomp and libtbb."""
+    before = "import sys; sys.modules['numba.np.ufunc.omppool'] = sys.modules['numba.np.ufunc.tbbpool'] = None"
     code = f"{before}\n{COMPUTE}\nimport numba; print(numba.threading_layer())"
     assert spawn(code, NUMBA_CACHE_DIR=warm_cache).split() == ["workqueue"]
 

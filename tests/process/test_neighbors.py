@@ -29,7 +29,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="forks and signals are POS
 SHAPE, OUTPUT = (4, 16, 64, 48), (7, 5)
 
 # What each process of its own starts with. A forked child must not enter torch's own pool of threads: it hangs there.
-# So NumPy computes all that is not ours. Whoever hangs all the same is ended.
+# So NumPy computes all that is not ours. A process that hangs all the same is ended.
 PRELUDE = f"""
 import faulthandler, os, signal, sys, threading
 import numpy as np, torch
@@ -241,9 +241,7 @@ FORKS = {
 @each_layer
 def test_fork_after_pooling_in_parallel(layer):
     """GNU OpenMP would end the child if it entered the parent's pool. The parent goes on in parallel."""
-    ways = "".join(
-        f"print({way!r}, in_parallel(), flush=True)\n{textwrap.dedent(code)}" for way, code in FORKS.items()
-    )
+    ways = "".join(f"print({way!r}, in_parallel(), flush=True)\n{textwrap.dedent(code)}" for way, code in FORKS.items())
     printed = run(f"{ways}\nin_parallel()", NUMBA_THREADING_LAYER=layer)
     assert printed.splitlines() == [f"{way} {layer}" for way in FORKS]
 
@@ -275,7 +273,7 @@ def test_fork_after_another_parallel_function(layer):
     """The child of a process in which somebody else's Numba function has started the pool, and ours has not."""
     ours, theirs, used = run(AFTER_ANOTHER, NUMBA_THREADING_LAYER=layer).split()
     assert (ours, used) == ("0", layer)
-    if layer == "omp":  # GNU OpenMP ends whoever enters a pool that was inherited
+    if layer == "omp":  # GNU OpenMP ends a child that enters its parent's pool
         assert theirs == str(-signal.SIGTERM)
 
 
@@ -288,7 +286,7 @@ def test_fresh_workers(method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
     _pool_of_ones(1)
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.map(_pool_of_ones, [1, 2, 3]) == [576.0, 1152.0, 1728.0]
 
 
