@@ -34,13 +34,13 @@ def _pool(direction, source, target_size, reads_channels_last, channels_last):
     """Return the target of `target_size` for `source`, which is read in one memory format and written in another."""
     *batch, h, w = source.shape
     shape = (*batch, *target_size)
-    target = empty(shape, source, channels_last)
     if 0 in shape or source.is_meta:
-        return target
+        return empty(shape, source, channels_last)
     if source.data_ptr() == source.storage_offset() * source.itemsize:  # the storage begins at 0: it has no memory
         if is_zero_tensor(source):
-            return target.zero_()
+            return empty(shape, source, channels_last).zero_()
         raise_no_memory(source)
+    target = empty(shape, source, channels_last)
     if target_size == (h, w):
         return target.copy_(source)
     _fill(direction, source, target, reads_channels_last)
@@ -70,3 +70,6 @@ def _fill(direction, source, target, reads_channels_last):
         cpu.forward(source, target, tensor_type, planes, h, w, th, tw, C, threads)
     else:
         cpu.backward(source, target, tensor_type, planes, th, tw, h, w, C, threads)
+    if torch.get_num_threads() != threads:
+        # Numba's OpenMP layer has set its own number, and torch may use the same OpenMP library.
+        torch.set_num_threads(threads)
