@@ -39,11 +39,8 @@ def windows_of(src, size, source_size, parts):
     The lengths are numbers of the type that `src` is accumulated in.
     """
     no_unroll()
-    starts, ends, lengths = (
-        np.empty(size * parts, np.int64),
-        np.empty(size * parts, np.int64),
-        scratch(src, size * parts),
-    )
+    starts, ends = np.empty(size * parts, np.int64), np.empty(size * parts, np.int64)
+    lengths = scratch(src, size * parts)
     for o in range(size):
         start = start_index(o, size, source_size)
         length = end_index(o, size, source_size) - start
