@@ -119,7 +119,7 @@ def setup(app):
     app.connect("builder-inited", prepare_catalogs)
     app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
     app.add_transform(editions.TranslateExercises)
-    # The English pages are written anew as soon as the Chinese ones are there to be linked to.
+    # The English pages are written again as soon as the Chinese ones are there to be linked to.
     app.add_config_value("has_other_edition", editions.EDITION.exists(), "html")
     app.connect("config-inited", key_cache, priority=1)
     app.connect("config-inited", editions.translate_captions, priority=999)  # after the table of contents was read

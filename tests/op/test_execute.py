@@ -62,3 +62,18 @@ def test_samples_that_lie_in_one_piece_each_are_not_copied(copies, monkeypatch):
     monkeypatch.setattr(execute, "PART", 1)
     adaptive_avg_pool2d(torch.randn(14, *SHAPE[1:])[::2], OUTPUT)
     assert copies == [(*SHAPE[:2], *OUTPUT)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operators_take_any_layout(layout):
+    """Of the input and of the gradient, whose bits are those of the plain call."""
+    operators = torch.ops.numba_pool
+    input, weights = (LAYOUTS[layout](torch.randn(*SHAPE[:2], *size)) for size in (SHAPE[2:], OUTPUT))
+    assert operators.adaptive_avg_pool2d(input, OUTPUT).equal(adaptive_avg_pool2d(input, OUTPUT))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = torch.zeros(SHAPE).contiguous(memory_format=memory_format).requires_grad_()
+        (expected,) = torch.autograd.grad(adaptive_avg_pool2d(leaf, OUTPUT), leaf, weights)
+        channels_last = memory_format is torch.channels_last
+        gradient = operators.adaptive_avg_pool2d_backward(weights, SHAPE[2:], channels_last)
+        assert gradient.equal(expected)
+        assert gradient.stride() == leaf.stride()
