@@ -1,6 +1,6 @@
-"""The bridge between torch, NumPy and compiled code: DLPack, one memory for all of them.
+"""The bridge between torch and compiled code: DLPack, one memory for both.
 
-The only room that knows how the four dtypes travel, two of which NumPy or Numba do not have.
+The only module that knows how the four dtypes travel, two of which NumPy or Numba do not have.
 What DLPack cannot say, that a tensor requires a gradient or has its negative bit set, its callers know.
 """
 

@@ -134,17 +134,17 @@ def run(options):
     progress = Progress(sum(len(threads) for *_, threads in tasks), sys.stderr)
     measurements, skipped, first_results = [], [], []
     threads_before = torch.get_num_threads()
+    # Only the cases say something on the compiler, which would take most of the time of all else.
+    uncompiled = [provider for provider in options.providers if provider.name != "torch-compile"]
     try:
         if "first" in options.studies and options.device == "cpu":
             first_results = [row for threads in options.threads for row in studies.first_results(threads)]
         if "sizes" in options.studies and options.device == "cpu":
-            providers = [provider for provider in options.providers if provider.name != "torch-compile"]
             for case, mode, count in product(NEW_SIZES, ("forward", "full"), options.threads):
-                measurements += studies.measure_new_sizes(case, mode, providers, count)
+                measurements += studies.measure_new_sizes(case, mode, uncompiled, count)
         for prepare, case, mode, layout, dtype, threads in tasks:
             task = prepare(case, mode, layout, getattr(torch, dtype), options.device)
-            # A series or a network says nothing on the compiler, which would take most of the time.
-            providers = [p for p in options.providers if p.name != "torch-compile" or case.study == "cases"]
+            providers = options.providers if case.study == "cases" else uncompiled
             for count in threads:
                 progress.step(f"{case.name}, {mode}, {layout}, {dtype}, {count} threads")
                 taken, passed = studies.measure(task, providers, count, options.device, **timing)

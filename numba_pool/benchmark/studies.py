@@ -219,8 +219,9 @@ def measure_new_sizes(case, mode, providers, threads, count=200):
     torch.set_num_threads(threads)
     sizes = [(H, W) for H in range(20, 81) for W in range(20, 81)]
     random.Random(0).shuffle(sizes)
+    warm_up = [(81 + k, 83) for k in range(5)]
     samples: dict[str, list[float]] = {provider.name: [] for provider in providers}
-    for i, (H, W) in enumerate([*((81 + k, 83) for k in range(5)), *sizes[:count]]):
+    for i, (H, W) in enumerate([*warm_up, *sizes[:count]]):
         one = replace(case, input_size=(*case.input_size[:2], H, W))
         input = make_input(one, torch.float32, "NCHW", "cpu", torch.Generator().manual_seed(i))
         grad_output = torch.ones(*case.input_size[:2], *case.output_size)
@@ -231,8 +232,8 @@ def measure_new_sizes(case, mode, providers, threads, count=200):
             samples[provider.name].append(time.perf_counter() - started)
     moved = bytes_moved(case, mode, torch.float32)
     about = case.study, case.name, case.reason, case.input_size, case.output_size, mode
-    return [  # the first sizes only warm up
-        Measurement(*about, name, "NCHW", "float32", threads, moved, taken[0], tuple(taken[5:]))
+    return [
+        Measurement(*about, name, "NCHW", "float32", threads, moved, taken[0], tuple(taken[len(warm_up) :]))
         for name, taken in samples.items()
     ]
 

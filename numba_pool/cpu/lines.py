@@ -16,11 +16,10 @@ Pixels of a few channels are as many columns beside each other.
 import numpy as np
 
 from .runtime import inline, kernel
-from .simd import LANES, WIDE, as_sum, move, no_unroll, prefetch_write, scratch
-from .steps import copy, invert, pool_windows, round_up, scale_pixels, sum_rows, transpose, weight_of, windows_of
+from .simd import LANES, WIDE, move, no_unroll, prefetch_write, scratch
+from .steps import copy, group_of, invert, pool_windows, round_up, scale_pixels, sum_rows, tables_of, transpose
 
-# Elements of a group of lines, and of one line in it: few enough to stay in a core's first-level cache.
-GROUP = 4096
+# Elements of a line that are computed at a time, in the results or in the source.
 BLOCK = 4096
 
 # Lines of more elements are turned by sixteen, not by 64, to stay in the second-level cache: 1.2 times as fast (case
@@ -91,32 +90,27 @@ def block_of(sW, dW, C):
 def pool_lines(src, dst, sizes, lo, hi):
     """Fill the lines `lo` to `hi` of `dst`."""
     no_unroll()
-    sH, sW, dH, dW, C, average, parts = sizes
-    one = np.int64(1)  # a literal 1 would be compiled for again
-    tops, bottoms, heights = windows_of(src, dH, sH, parts)
-    starts, ends, widths = windows_of(src, dW, sW, one)
-    weight = as_sum(src, weight_of(sizes, heights, widths))
-    _, _, row_shares = windows_of(src, (one - average) * sH, dH, one)
-    _, _, shares = windows_of(src, (one - average) * sW, dW, one)
+    _, sW, _, dW, C, average, _ = sizes
+    tops, bottoms, heights, starts, ends, widths, weight, row_shares, shares = tables_of(src, sizes)
     invert(row_shares)
     invert(shares)
 
     columns, length = block_of(sW, dW, C)
-    most = min(WIDE if length <= LONG else LANES, round_up(hi - lo, LANES))  # lanes
-    size = min(max(most, GROUP // length // most * most), round_up(hi - lo, most))
+    most, size = group_of(hi - lo, WIDE if length <= LONG else LANES, length)
     a, b = scratch(src, size * length + WIDE * LANES * C), scratch(src, size * length + WIDE * LANES * C)
     lines, rows, sources = np.empty(size + 1, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
     line_heights = scratch(src, size * C)
+    line_heights[:] = 1  # of lanes without a line
     plane, row = lo // tops.size, lo % tops.size
     while lo < hi:
         begin = lo
         n, lo, plane, row = collect_lines(lo, hi, plane, row, sizes, tops, bottoms, lines, rows, sources)
         lanes = min(most, round_up(n, LANES))
         deep = (n + lanes - 1) // lanes
-        line_heights[:] = 1
-        for j in range(n):
-            for c in range(C):
-                line_heights[(j % deep * C + c) * lanes + j // deep] = heights[rows[j]]
+        if weight == 0:  # else nothing is divided by a height
+            for j in range(n):
+                for c in range(C):
+                    line_heights[(j % deep * C + c) * lanes + j // deep] = heights[rows[j]]
 
         for first in range(0, dW, columns):
             last = min(dW, first + columns)

@@ -7,8 +7,8 @@ Of all others the rows come first, then the columns of the sums: neighboring win
 import numpy as np
 
 from .runtime import kernel
-from .simd import WIDE, as_sum, move, no_unroll, scratch, splat, store
-from .steps import CHAIN, ROWS, invert, pool_windows, scale_pixels, sum_rows, weight_of, windows_of
+from .simd import WIDE, move, no_unroll, scratch, splat, store
+from .steps import CHAIN, ROWS, invert, pool_windows, scale_pixels, sum_rows, tables_of
 
 
 @kernel
@@ -16,12 +16,7 @@ def pool_pixels(src, dst, sizes, lo, hi):
     """Fill the lines `lo` to `hi` of `dst`."""
     no_unroll()
     sH, sW, dH, dW, C, average, parts = sizes
-    one = np.int64(1)  # a literal 1 would be compiled for again
-    tops, bottoms, heights = windows_of(src, dH, sH, parts)
-    starts, ends, widths = windows_of(src, dW, sW, one)
-    weight = as_sum(src, weight_of(sizes, heights, widths))
-    _, _, row_shares = windows_of(src, (one - average) * sH, dH, one)
-    _, _, shares = windows_of(src, (one - average) * sW, dW, one)
+    tops, bottoms, heights, starts, ends, widths, weight, row_shares, shares = tables_of(src, sizes)
     invert(row_shares)
     invert(shares)
     dH *= parts  # every part of a line is a line of its own
@@ -29,9 +24,11 @@ def pool_pixels(src, dst, sizes, lo, hi):
     few = average == 1 and (sH // dH + 2) * (sW // dW + 2) <= CHAIN
     wide = average == 1 and sW // dW >= ROWS
     pitch = sW * C
-    sums = scratch(src, (1 if few else C if wide else pitch) + WIDE)
+    sums = scratch(src, (1 if few else dW * C if wide else pitch) + WIDE)
     height = scratch(src, WIDE)
-    pixel = np.arange(2)  # where the window of a pixel begins and ends, which is summed already
+    columns = np.arange(dW + 1)
+    # The sums of wide windows are pixels that are windows of their own.
+    lefts, rights = (columns[:-1], columns[1:]) if wide else (starts, ends)
     plane, row, top, bottom = lo // dH, lo % dH, -1, -1
     for line in range(lo, hi):
         to = line * dW * C
@@ -43,19 +40,17 @@ def pool_pixels(src, dst, sizes, lo, hi):
             move(dst, to - dW * C, to, dW * C)
         elif few:
             pool_windows(src, i, pitch, bottom - top, starts, ends, 0, dW, C, weight, height, 0, 0, widths, dst, to)
-        elif wide:
-            for ow in range(dW):
-                for r in range(bottom - top):
-                    a = i + r * pitch + starts[ow] * C
-                    sum_rows(src, a, C, ends[ow] - starts[ow], C, row_shares, 0, r > 0, sums, 0)
-                pool_windows(
-                    sums, 0, 1, 1, pixel, pixel[1:], 0, 1, C, weight, height, 0, 0, widths[ow:], dst, to + ow * C
-                )
         else:
-            sum_rows(src, i, pitch, bottom - top, pitch, row_shares, top, False, sums, 0)
-            if average == 0:
-                scale_pixels(sums, 0, sW, C, shares, 0)
-            pool_windows(sums, 0, 1, 1, starts, ends, 0, dW, C, weight, height, 0, 0, widths, dst, to)
+            if wide:
+                for ow in range(dW):
+                    for r in range(bottom - top):
+                        a = i + r * pitch + starts[ow] * C
+                        sum_rows(src, a, C, ends[ow] - starts[ow], C, row_shares, 0, r > 0, sums, ow * C)
+            else:
+                sum_rows(src, i, pitch, bottom - top, pitch, row_shares, top, False, sums, 0)
+                if average == 0:
+                    scale_pixels(sums, 0, sW, C, shares, 0)
+            pool_windows(sums, 0, 1, 1, lefts, rights, 0, dW, C, weight, height, 0, 0, widths, dst, to)
         row += 1
         if row == dH:
             plane, row = plane + 1, 0

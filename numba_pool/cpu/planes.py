@@ -6,14 +6,9 @@ whole vectors.
 The bits of a plane do not depend on the planes beside it.
 """
 
-import numpy as np
-
 from .runtime import kernel
-from .simd import LANES, WIDE, as_sum, no_unroll, prefetch, prefetch_write, scratch, splat, store
-from .steps import copy, invert, pool_windows, round_up, scale_pixels, transpose, weight_of, windows_of
-
-# Elements of a group of planes: few enough to stay in the first-level cache, where planes are that small.
-GROUP = 4096
+from .simd import LANES, WIDE, no_unroll, prefetch, prefetch_write, scratch, splat, store
+from .steps import copy, group_of, invert, pool_windows, round_up, scale_pixels, tables_of, transpose
 
 
 @kernel
@@ -21,20 +16,14 @@ def pool_planes(src, dst, sizes, lo, hi):
     """Fill the planes `lo` to `hi` of `dst`."""
     no_unroll()
     sH, sW, dH, dW, _, average, _ = sizes
-    one = np.int64(1)  # a literal 1 would be compiled for again
-    tops, bottoms, heights = windows_of(src, dH, sH, one)
-    starts, ends, widths = windows_of(src, dW, sW, one)
-    weight = as_sum(src, weight_of(sizes, heights, widths))
-    _, _, row_lengths = windows_of(src, (one - average) * sH, dH, one)
-    _, _, column_lengths = windows_of(src, (one - average) * sW, dW, one)
-    shares = scratch(src, row_lengths.size * column_lengths.size)
+    tops, bottoms, heights, starts, ends, widths, weight, row_spreads, column_spreads = tables_of(src, sizes)
+    shares = scratch(src, row_spreads.size * column_spreads.size)
     for i in range(shares.size):
-        shares[i] = row_lengths[i // sW] * column_lengths[i % sW]
+        shares[i] = row_spreads[i // sW] * column_spreads[i % sW]
     invert(shares)
 
     length, results = sH * sW, dH * dW
-    most = min(WIDE, round_up(hi - lo, LANES))
-    size = min(max(most, GROUP // max(length, results) // most * most), round_up(hi - lo, most))
+    most, size = group_of(hi - lo, WIDE, max(length, results))
     a = scratch(src, size * max(length, results) + WIDE * LANES)
     b = scratch(src, size * max(length, results) + WIDE * LANES)
     height = scratch(src, WIDE)

@@ -16,6 +16,7 @@ from .simd import (
     store_first,
     store_scalar,
 )
+from .steps import part_of
 
 # Arrays of more elements are asked for ahead, by so many elements: 15 % faster (case "plane 4096 to 1").
 LARGE = 1 << 23
@@ -30,11 +31,9 @@ def sum_runs(src, dst, sizes, lo, hi):
     narrow = splat(src, 0.0, LANES)
     area = as_sum(src, length if sizes.average == 1 and parts == 1 else 1)
     ahead = src.size >= LARGE
-    first, part = lo // parts * length, lo % parts
+    source, part = lo // parts, lo % parts
     for run in range(lo, hi):
-        i, end = first, first + length
-        if parts > 1:
-            i, end = first + part * length // parts, first + (part + 1) * length // parts
+        i, end = part_of(source * length, length, part, parts)
         s = narrow
         while i + WIDE <= end:
             if ahead:
@@ -53,7 +52,7 @@ def sum_runs(src, dst, sizes, lo, hi):
         store_scalar(dst, run, reduce_add(s) / area)
         part += 1
         if part == parts:
-            first, part = first + length, 0
+            source, part = source + 1, 0
 
 
 @kernel
@@ -64,9 +63,7 @@ def spread_runs(src, dst, sizes, lo, hi):
     area = as_sum(src, 1 if sizes.average == 1 else length)
     source, part = lo // parts, lo % parts
     for _ in range(lo, hi):
-        i, end = source * length, (source + 1) * length
-        if parts > 1:
-            i, end = i + part * length // parts, i + (part + 1) * length // parts
+        i, end = part_of(source * length, length, part, parts)
         share = load_scalar(src, source) / area
         wide, narrow = splat(src, share, WIDE), splat(src, share, LANES)
         while i + WIDE <= end:

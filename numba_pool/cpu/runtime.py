@@ -52,9 +52,8 @@ def _stamp():
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in (*sorted(folder.glob("*.py")), folder.parent / "dlpack.py", folder.parent / "windows.py"):
-        with contextlib.suppress(
-            OSError
-        ):  # there are no sources in a zip file, or where only .pyc files were installed
+        # There are no sources in a zip file, or where only .pyc files were installed.
+        with contextlib.suppress(OSError):
             digest.update(path.read_bytes())
     return digest.digest()
 

@@ -121,7 +121,7 @@ def _masked(builder, operation, vector, arguments, n):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
-def _natural(pointer, vector):
+def _alignment(vector):
     """Return the alignment of an element, which is all that is known of a vector in memory."""
     return {"i16": 2, "float": 4, "double": 8, "i64": 8}[str(vector.element)]
 
@@ -134,7 +134,7 @@ def load(typingctx, like, array, i):
         _, array, i = arguments
         count = signature.return_type.count
         pointer, vector = _vector_pointer(context, builder, signature.args[1], array, i, i.type(count), count)
-        bits = builder.load(pointer, align=_natural(pointer, vector))
+        bits = builder.load(pointer, align=_alignment(vector))
         return _widen(builder, signature.args[1].dtype, bits)
 
     return Lanes(_accumulator(array), like.count)(like, array, types.intp), codegen
@@ -161,7 +161,7 @@ def store(typingctx, array, i, lanes):
         array, i, value = arguments
         count = signature.args[2].count
         pointer, vector = _vector_pointer(context, builder, signature.args[0], array, i, i.type(count), count)
-        builder.store(_narrow(builder, signature.args[0].dtype, value), pointer, align=_natural(pointer, vector))
+        builder.store(_narrow(builder, signature.args[0].dtype, value), pointer, align=_alignment(vector))
         return context.get_dummy_value()
 
     return types.none(array, types.intp, Lanes(_accumulator(array), lanes.count)), codegen
@@ -199,7 +199,7 @@ def transpose_tile(typingctx, src, i, pitch, dst, to, dst_pitch):
                 yield _vector_pointer(context, builder, signature.args[argument], array, at, lanes, LANES)
 
         source, target = signature.args[0].dtype, signature.args[3].dtype
-        rows = [_widen(builder, source, builder.load(p, align=_natural(p, v))) for p, v in pointers(0, src, i, pitch)]
+        rows = [_widen(builder, source, builder.load(p, align=_alignment(v))) for p, v in pointers(0, src, i, pitch)]
         for half in (8, 4, 2, 1):
             # Lanes of the second vector count from LANES on.
             kept = [LANES + lane - half if lane & half else lane for lane in range(LANES)]
@@ -212,7 +212,7 @@ def transpose_tile(typingctx, src, i, pitch, dst, to, dst_pitch):
                         for ids in (kept, moved)
                     )
         for (p, v), row in zip(pointers(3, dst, to, dst_pitch), rows, strict=True):
-            builder.store(_narrow(builder, target, row), p, align=_natural(p, v))
+            builder.store(_narrow(builder, target, row), p, align=_alignment(v))
         return context.get_dummy_value()
 
     return types.none(src, types.intp, types.intp, dst, types.intp, types.intp), codegen
@@ -261,6 +261,8 @@ def move(typingctx, array, i, to, n):
 
 
 def _prefetch(write):
+    """Return what writes the code of a prefetch."""
+
     def codegen(context, builder, signature, arguments):
         array, i = arguments
         pointer = _pointer(context, builder, signature.args[0], array, i, checked=False)
@@ -273,16 +275,6 @@ def _prefetch(write):
         return context.get_dummy_value()
 
     return codegen
-
-
-@intrinsic
-def as_sum(typingctx, array, value):
-    """Return a number in the type that `array` is accumulated in."""
-
-    def codegen(context, builder, signature, arguments):
-        return context.cast(builder, arguments[1], signature.args[1], signature.return_type)
-
-    return _accumulator(array)(array, value), codegen
 
 
 @intrinsic
@@ -315,6 +307,16 @@ def no_unroll(typingctx):
         return context.get_dummy_value()
 
     return types.none(), codegen
+
+
+@intrinsic
+def as_sum(typingctx, array, value):
+    """Return a number in the type that `array` is accumulated in."""
+
+    def codegen(context, builder, signature, arguments):
+        return context.cast(builder, arguments[1], signature.args[1], signature.return_type)
+
+    return _accumulator(array)(array, value), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -11,6 +11,7 @@ from .runtime import inline, inline_with_arrays
 from .simd import (
     LANES,
     WIDE,
+    as_sum,
     load,
     load_first,
     no_unroll,
@@ -27,8 +28,25 @@ from .simd import (
 ROWS = 8
 CHAIN = 16
 
+# Elements of a group of lines or planes that are turned: few enough to stay in a core's first-level cache.
+GROUP = 4096
+
 start_index = inline(windows.start_index)
 end_index = inline(windows.end_index)
+
+
+@inline
+def round_up(n, unit):
+    """Return the next multiple of `unit`."""
+    return (n + unit - 1) // unit * unit
+
+
+@inline
+def part_of(start, length, part, parts):
+    """Return where a part starts and ends: one of `parts` of `length` elements, as long as each other or nearly."""
+    if parts == 1:
+        return start, start + length  # divisions would take longer than a short run
+    return start + part * length // parts, start + (part + 1) * length // parts
 
 
 @inline_with_arrays
@@ -46,7 +64,7 @@ def windows_of(src, size, source_size, parts):
         length = end_index(o, size, source_size) - start
         for part in range(parts):
             p = o * parts + part
-            starts[p], ends[p] = start + part * length // parts, start + (part + 1) * length // parts
+            starts[p], ends[p] = part_of(start, length, part, parts)
             lengths[p] = ends[p] - starts[p]
     return starts, ends, lengths
 
@@ -70,6 +88,30 @@ def weight_of(sizes, heights, widths):
     for o in range(widths.size):
         different |= widths[o] != width
     return 0.0 if different else 1.0 / area
+
+
+@inline_with_arrays
+def tables_of(src, sizes):
+    """Return what a kernel works out from its sizes.
+
+    Where the windows of the rows start and end, each cut into parts, and their heights; the same of the columns; what
+    sums are multiplied by, as `weight_of` says; and where elements count by their shares, over how many rows, and how
+    many columns, each row and column of the source is spread.
+    """
+    one = np.int64(1)  # a literal 1 would be compiled for again
+    tops, bottoms, heights = windows_of(src, sizes.dH, sizes.sH, sizes.parts)
+    starts, ends, widths = windows_of(src, sizes.dW, sizes.sW, one)
+    weight = as_sum(src, weight_of(sizes, heights, widths))
+    _, _, row_spreads = windows_of(src, (one - sizes.average) * sizes.sH, sizes.dH, one)
+    _, _, column_spreads = windows_of(src, (one - sizes.average) * sizes.sW, sizes.dW, one)
+    return tops, bottoms, heights, starts, ends, widths, weight, row_spreads, column_spreads
+
+
+@inline
+def group_of(count, most, length):
+    """Return the lanes of a group, `most` at most, and how many units of `length` elements it takes of `count`."""
+    lanes = min(most, round_up(count, LANES))
+    return lanes, min(max(lanes, GROUP // length // lanes * lanes), round_up(count, lanes))
 
 
 @inline
@@ -254,9 +296,3 @@ def copy(src, i, dst, to, n):
         c += LANES
     if c < n:
         store_first(dst, to + c, load_first(narrow, src, i + c, n - c), n - c)
-
-
-@inline
-def round_up(n, unit):
-    """Return the next multiple of `unit`."""
-    return (n + unit - 1) // unit * unit

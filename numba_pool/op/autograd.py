@@ -135,9 +135,4 @@ for _function, _operator in (
     (_OperatorPool, library.adaptive_avg_pool2d),
     (_OperatorPoolBackward, library.adaptive_avg_pool2d_backward),
 ):
-    library.library.impl(
-        _operator.name().removeprefix("numba_pool::").removesuffix(".default"),
-        _differentiable(_function, _operator),
-        "Autograd",
-        with_keyset=True,
-    )
+    library.library.impl(_operator, _differentiable(_function, _operator), "Autograd", with_keyset=True)

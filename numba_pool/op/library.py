@@ -19,11 +19,13 @@ for _schema in (
     "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last) -> Tensor",
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-    # Negative bits are resolved below; torch would copy the tensor for that without a look whether it has memory.
-    library.impl(_schema.partition("(")[0], torch.library.fallthrough_kernel, "Negative")
 
 adaptive_avg_pool2d = torch.ops.numba_pool.adaptive_avg_pool2d.default
 adaptive_avg_pool2d_backward = torch.ops.numba_pool.adaptive_avg_pool2d_backward.default
+
+# Negative bits are resolved below; torch would copy the tensor for that without a look whether it has memory.
+for _operator in (adaptive_avg_pool2d, adaptive_avg_pool2d_backward):
+    library.impl(_operator, torch.library.fallthrough_kernel, "Negative")
 
 
 @torch.library.impl("numba_pool::adaptive_avg_pool2d", ("CPU", "CUDA"), lib=library)

@@ -13,9 +13,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba_pool import cpu, reference
 from numba_pool.cpu import simd
 from numba_pool.cpu.lines import BLOCK
-from numba_pool.cpu.planes import GROUP
 from numba_pool.cpu.simd import LANES, WIDE
-from numba_pool.cpu.steps import CHAIN, ROWS
+from numba_pool.cpu.steps import CHAIN, GROUP, ROWS
 
 # Elements of NaN before and after every array: a kernel that reads them spoils its result, and writes to them show.
 # An odd number, so that no array begins where a vector would be aligned.

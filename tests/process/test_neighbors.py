@@ -154,25 +154,31 @@ def test_many_threads_pool_tiny_tensors():
         assert all(pool.map(work, range(8)))
 
 
+# A parallel function of somebody else's.
+TOTAL = """
+import numba
+@numba.njit(parallel=True)
+def total(a):
+    s = 0.0
+    for i in numba.prange(a.size):
+        s += a[i]
+    return s
+"""
+
+
 @each_layer
 def test_other_parallel_kernels(layer):
     """A user's own parallel Numba function beside ours, in turns, and inside a Numba thread's reach."""
-    run(
-        """
-        import numba
-        @numba.njit(parallel=True)
-        def total(a):
-            s = 0.0
-            for i in numba.prange(a.size):
-                s += a[i]
-            return s
+    code = """
         for _ in range(20):
             step()
             assert total(np.ones(100_000)) == 100_000
         numba.set_num_threads(1)
         step()
         assert numba.get_num_threads() == 1
-        """,
+    """
+    run(
+        TOTAL + textwrap.dedent(code),
         NUMBA_THREADING_LAYER=layer,
     )
 
@@ -246,14 +252,8 @@ def test_fork_after_pooling_in_parallel(layer):
     assert printed.splitlines() == [f"{way} {layer}" for way in FORKS]
 
 
-AFTER_ANOTHER = """
-import numba
-@numba.njit(parallel=True)
-def total(a):
-    s = 0.0
-    for i in numba.prange(a.size):
-        s += a[i]
-    return s
+AFTER_ANOTHER = f"""
+{TOTAL}
 assert total(np.ones(100_000)) == 100_000
 
 def ends(work):
