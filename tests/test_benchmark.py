@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+import numba_pool
 from numba_pool import reference
+from numba_pool.benchmark import Comparison, compare, report, studies, timing
 from numba_pool.benchmark import __main__ as command
-from numba_pool.benchmark import report, studies, timing
 from numba_pool.benchmark.cases import ALL_DTYPES, CASES, LARGE, SERIES, Case
+from numba_pool.benchmark.compare import bound
 from numba_pool.benchmark.progress import Progress
 from numba_pool.benchmark.providers import BASELINE, LIMIT, MODES, PROVIDERS, Provider, for_device, native
 from numba_pool.benchmark.records import Measurement, Record, describe_machine, find, ratios
@@ -486,3 +488,42 @@ class TestPlots:
             figure.draw_without_rendering()
         labels = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
         assert labels == ["a", "b"]
+
+
+class TestCompare:
+    def made(self, ours, threads=1):
+        samples = {("8×8", mode): {"native": [4.0, 2.0, 4.0], "numba_pool": times} for mode, times in ours.items()}
+        return Comparison(("native", "numba_pool"), samples, threads)
+
+    def test_ratios_are_pairwise_and_above_one_where_faster(self):
+        made = self.made({"forward": [2.0, 1.0, 4.0], "full": [8.0, 4.0, 8.0]})
+        assert (made.ratio(), made.ratio("full"), made.ratio("full", "native", "8×8")) == (2.0, 0.5, 1.0)
+
+    def test_the_sentence_says_what_the_table_shows(self):
+        sentence = self.made({"forward": [2.0, 1.0, 4.0], "full": [8.0, 4.0, 8.0]}, 2).sentence
+        assert (
+            str(sentence)
+            == "numba_pool is faster than native in 1 of 2 rows; it is 0.50 to 2.00 times as fast (2 threads)."
+        )
+        assert (
+            "2 行中有 1 行 numba_pool 比 native 快；速度是后者的 0.50 到 2.00 倍（2 个线程）。"
+            in sentence._repr_html_()
+        )
+
+    def test_equal_to_two_digits_is_not_faster(self):
+        assert "in 0 of 1 rows; it is 1.00 times as fast" in str(self.made({"forward": [3.999, 1.999, 3.999]}).sentence)
+
+    def test_takes_turns_on_every_input_and_mode(self):
+        layers = {"native": torch.nn.AdaptiveAvgPool2d(2), "numba_pool": numba_pool.AdaptiveAvgPool2d(2)}
+        inputs = {"small": torch.randn(1, 2, 5, 5), "large": torch.randn(1, 2, 9, 9)}
+        found = compare(layers, inputs, seconds=0.0)
+        assert list(found.samples) == [(name, mode) for name in inputs for mode in ("forward", "full")]
+        assert all(len(times["native"]) == len(times["numba_pool"]) >= 5 for times in found.samples.values())
+        assert "forward and backward" in str(found)
+        assert found._repr_html_().count("<tr>") == 5
+
+    def test_full_computes_the_gradients_of_a_models_parameters(self):
+        model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.AdaptiveAvgPool2d(1))
+        gradients = bound(model, torch.randn(1, 2, 4, 4), "full")()
+        assert [g.shape for g in gradients] == [(1, 2, 4, 4), (3, 2, 1, 1), (3,)]
+        assert not bound(model, torch.randn(1, 2, 4, 4), "forward")().requires_grad
