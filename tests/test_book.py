@@ -173,6 +173,7 @@ def markup(text):
     ):
         for match in re.finditer(pattern, text):
             piece = re.sub(r"(?<=`)[^`<]*(?=<[^`]*>`$)", "", match[0])  # the text of a role with a target is translated
+            piece = re.sub(r"^\{term\}`([^`<]*)`$", r"{term}`<\1>`", piece)  # whose target can be the text
             pieces[piece] += 1
         text = re.sub(pattern, " ", text)
     return pieces
@@ -194,6 +195,8 @@ def test_lost_markup_is_noticed():
     text = "{cite}`a`, `x`, ``y`z``, $a_1$, [the page](other.md), {doc}`this page <other>`"
     assert sum(markup(text).values()) == 6
     assert markup(text) == markup("[这一页](other.md) `x` ``y`z`` {doc}`本页 <other>` {cite}`a` $a_1$")
+    assert markup("{term}`kernel`, {term}`two <kernel>`") == markup("{term}`内核 <kernel>` {term}`两个 <kernel>`")
+    assert markup("{term}`kernel`") != markup("{term}`线程 <thread>`")
     for lost in ("`x`", "$a_1$", "(other.md)", "{cite}"):
         assert markup(text) != markup(text.replace(lost, ""))
 
