@@ -6,6 +6,7 @@ Usage: python book/_ext/notebooks.py FOLDER
 import ast
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import jupytext
@@ -45,13 +46,15 @@ def is_executable(source):
     return source.suffix == ".md" and "\n```{code-cell}" in source.read_text(encoding="utf-8")
 
 
-def source_of(path, name):
-    """Return the source text of the function or class `name` in the file `path`."""
+def source_of(path, name, start=""):
+    """Return the source text of the function or class `name` in the file `path`, or its lines from `start` on."""
     text = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+            lines = text.splitlines()[first - 1 : node.end_lineno]
+            begin = next(i for i, line in enumerate(lines) if start in line)
+            return textwrap.dedent("\n".join(lines[begin:]))
     raise LookupError(f"{path} defines no {name}")
 
 
@@ -82,7 +85,7 @@ def plain(markdown, folder, words=None):
         body = plain(match["body"].strip("\n"), folder, words)
         if name == "literalinclude":
             path = folder / argument
-            return f"```python\n{source_of(path, options['pyobject'])}\n```"
+            return f"```python\n{source_of(path, options['pyobject'], options.get('start-at', ''))}\n```"
         if name == "math":
             return f"$$\n{body}\n$$"
         if name == "raw" or not (body or argument):
