@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install book translations test slow lint format bench notebooks lab clean
+.PHONY: help install book translations test slow lint format bench records notebooks lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,8 +48,17 @@ format: $(INSTALLED) ## let ruff fix and format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED) ## time numba_pool against torch's native op on this machine
-	$(BIN)/python -m numba_pool.benchmark
+bench: $(INSTALLED) ## time numba_pool against torch's native op on this machine, in a few minutes
+	$(BIN)/python -m numba_pool.benchmark --quick
+
+# On a quiet machine. Torch reads both of the variables at its start; the processor without AVX-512 is Numba's haswell.
+BENCHMARK := $(BIN)/python -m numba_pool.benchmark
+records: $(INSTALLED) ## measure the CPU records of the book anew: half an hour in which nothing else may run
+	$(BENCHMARK) --output book/records/cpu.json
+	THP_MEM_ALLOC_ENABLE=1 $(BENCHMARK) --studies cases --dtypes float32 --output book/records/cpu-huge-pages.json
+	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= ATEN_CPU_CAPABILITY=avx2 \
+	  $(BENCHMARK) --studies cases --dtypes float32 --output book/records/cpu-avx2.json
+	$(BENCHMARK) --quick --compile --studies cases --modes forward --dtypes float32 --output book/records/cpu-compile.json
 
 notebooks: $(INSTALLED) ## write the chapters as notebooks into _build/notebooks
 	$(BIN)/python book/_ext/notebooks.py _build/notebooks

@@ -24,6 +24,7 @@ LINKS = {
     "str": PYTHON + "stdtypes.html#str",
     "tuple": PYTHON + "stdtypes.html#tuple",
     "None": PYTHON + "constants.html#None",
+    "callable": "https://docs.python.org/3/glossary.html#term-callable",
     "sequence": "https://docs.python.org/3/glossary.html#term-sequence",
     "NotImplementedError": PYTHON + "exceptions.html#NotImplementedError",
     "RuntimeError": PYTHON + "exceptions.html#RuntimeError",
@@ -105,6 +106,7 @@ def write_notebooks(app, exception):
         if found := notebook_of(app, pagename):
             messages = editions.messages(pagename) if app.config.language == editions.LANGUAGE else None
             notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1], messages)
+    notebooks.copy_records(Path(app.outdir) / "notebooks")
 
 
 def prepare_catalogs(app):

@@ -5,6 +5,7 @@ Usage: python book/_ext/notebooks.py FOLDER
 
 import ast
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -132,6 +133,11 @@ def write(source, target, messages=None):
     nbformat.write(notebook(source, messages), target)
 
 
+def copy_records(folder):
+    """Put the records beside the folders of notebooks, where the chapters look for them."""
+    shutil.copytree(ROOT / "book" / "records", Path(folder) / "records", dirs_exist_ok=True)
+
+
 def target_name(source):
     """Return where the notebook of the chapter `source` lies, relative to the folder of all notebooks."""
     return source.relative_to(ROOT / "book").with_suffix(".ipynb")
@@ -143,6 +149,7 @@ def main(folder):
         target = Path(folder) / target_name(source)
         write(source, target)
         print(target)
+    copy_records(folder)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,13 @@ ALL_DTYPES = ("float32", "float64", "float16", "bfloat16")
 LAYOUTS = ("NCHW", "NHWC", "strided")
 
 
+def sizes(input_size, output_size):
+    """Write ``(8, 64, 56, 56)`` and ``(7, 5)`` as ``8×64×56×56 → 7×5``; a square output is one number."""
+    if len(set(output_size)) == 1:
+        output_size = output_size[:1]
+    return " → ".join("×".join(map(str, size)) for size in (input_size, output_size))
+
+
 @dataclass(frozen=True)
 class Case:
     """One input shape and output size to pool, and why it is worth timing.
@@ -15,7 +22,7 @@ class Case:
     Parameters
     ----------
     name : str
-        Short and unique; the table, the plots and ``--cases`` use it.
+        Short and unique; ``--cases`` selects by it, tables and plots show it beside the sizes.
     reason : str
         Where the shape comes from, or what it stresses.
     input_size : tuple of int
@@ -45,9 +52,9 @@ class Case:
     layout: str = ""
 
     @property
-    def planes(self):
-        """The number of planes, ``N * C``."""
-        return prod(self.input_size[:2])
+    def title(self):
+        """The name with the sizes: ``"se 112, 16×32×112×112 → 1"``."""
+        return f"{self.name}, {sizes(self.input_size, self.output_size)}"
 
     @property
     def input_elements(self):
@@ -57,7 +64,7 @@ class Case:
     @property
     def output_elements(self):
         """The number of elements of the output, and of the gradient of the output."""
-        return self.planes * prod(self.output_size)
+        return prod(self.input_size[:2] + self.output_size)
 
     @property
     def window(self):
@@ -154,11 +161,7 @@ LARGE = (
 
 SERIES = (
     *(
-        Case(f"{c} planes", "time against the number of planes", (1, c, 56, 56), (7, 7), study="planes")
-        for c in (1, 4, 16, 64, 256, 1024, 4096)
-    ),
-    *(
-        Case(f"{s}x{s} pixels", "time against the number of pixels", (1, 16, s, s), (7, 7), study="pixels")
+        Case(f"{s}x{s} pixels", "bandwidth against the size", (1, 16, s, s), (7, 7), study="pixels")
         for s in (14, 28, 56, 112, 224, 448, 896)
     ),
     *(
@@ -198,6 +201,6 @@ def random_cases(count=300, seed=1):
         H, W, oH, oW = (numbers.randint(1, most) for most in (130, 130, 40, 40))
         if 1000 < N * C * (H * W + oH * oW) < 4_000_000:
             layout = LAYOUTS[len(cases) % 2]
-            name = f"random {len(cases)}: {N}x{C}x{H}x{W} to {oH}x{oW}"
+            name = f"random {len(cases)}"
             cases.append(Case(name, "a random shape", (N, C, H, W), (oH, oW), study="random", layout=layout))
     return tuple(cases)

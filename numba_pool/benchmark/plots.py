@@ -1,234 +1,153 @@
 """A record in pictures: every function takes a record and returns a figure, and measures nothing.
 
-Colours are from the palette of Okabe and Ito, which colour-blind readers can tell apart; shapes say the same again.
+Colors are from the palette of Okabe and Ito, which color-blind readers can tell apart; shapes say the same again.
+Figures are transparent, and their lines and letters gray, to be read on a light page and on a dark one.
 """
 
+from typing import Any
+
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .providers import BASELINE, LIMIT
+from .providers import BASELINE, LIMIT, OURS
 from .report import summarize
 
-COLORS = {
-    "torch": "#D55E00",
-    "torch-compile": "#CC79A7",
-    "numba-cpu": "#0072B2",
-    "numba-cuda": "#0072B2",
-    LIMIT: "#000000",
+GRAY = "#808080"
+STYLE: Any = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GRAY),
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRAY,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "svg.fonttype": "none",
 }
-MARKERS = {"torch": "s", "torch-compile": "D", "numba-cpu": "o", "numba-cuda": "o", LIMIT: "_"}
-LAYOUT_COLORS = {"NCHW": "#0072B2", "NHWC": "#E69F00", "strided": "#009E73"}
-LAYOUT_MARKERS = {"NCHW": "o", "NHWC": "s", "strided": "^"}
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-
-
-def own_provider(record):
-    """Return the name of the package's provider in a record."""
-    return next(m.provider for m in record.measurements if m.provider.startswith("numba"))
+COLORS = {BASELINE: "#D55E00", "torch.compile": "#CC79A7", OURS: "#0072B2", LIMIT: GRAY}
+MARKERS = {BASELINE: "s", "torch.compile": "D", OURS: "o", LIMIT: "_"}
+LAYOUTS = {"NCHW": ("#0072B2", "o"), "NHWC": ("#E69F00", "s")}
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def most_threads(record):
-    """Return the largest number of threads in the cases of a record."""
-    return max(m.threads for m in record.measurements if m.study in ("cases", "network"))
+    """Return the largest number of threads of a record's cases."""
+    return max(m.threads for m in record.select(study="cases"))
 
 
-def ratios(record, mode, baseline=BASELINE, dtype="float32", threads=None, layouts=("NCHW", "NHWC")):
-    """Draw how many times as fast as a baseline every case was, the slowest at the bottom.
+@rc_context(STYLE)
+def overview(record):
+    """Draw the geometric mean and the worst case of the ratios: a panel for each layout, a row for mode and type."""
+    groups = [g for g in summarize(record) if g.threads == most_threads(record)]
+    names = list(dict.fromkeys(f"{g.dtype}, {g.mode}" for g in groups if g.layout in LAYOUTS))[::-1]
+    figure = Figure(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
+    for axes, layout in zip(figure.subplots(1, 2, sharey=True), LAYOUTS, strict=True):
+        for group in groups:
+            if group.layout == layout:
+                y, worst = names.index(f"{group.dtype}, {group.mode}"), group.ratios[0][0]
+                axes.hlines(y, worst, group.mean, color=GRAY, lw=1.5, alpha=0.6)
+                axes.plot(group.mean, y, "o", color=COLORS[OURS], label="geometric mean")
+                axes.plot(worst, y, "s", color=COLORS[BASELINE], ms=4, label="worst case")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_title(layout)
+        mark_ratios(axes, f"times as fast as {BASELINE}")
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+@rc_context(STYLE)
+def ratios(record, mode, names=None, baseline=BASELINE, dtype="float32"):
+    """Draw the ratio of every case, the slowest at the bottom; a line runs from the 20th to the 80th percentile.
 
     Parameters
     ----------
     record : Record
         A run.
     mode, baseline, dtype : str
-        What to draw.
-    threads : int, optional
-        By default the most of the record.
-    layouts : tuple of str
-        Each gets a colour and a shape.
+        What to draw, with the most threads of the record.
+    names : sequence of str, optional
+        The cases to draw, by default all.
 
     Returns
     -------
     matplotlib.figure.Figure
-        One row for each case; a line from the 20th to the 80th percentile lies under each mark.
+        One row for each case, with a mark for each layout.
     """
-    provider, threads = own_provider(record), threads or most_threads(record)
     points: dict[str, dict[str, tuple[float, ...]]] = {}
-    for m in record.select(
-        study="cases", provider=provider, mode=mode, dtype=dtype, threads=threads, layout=tuple(layouts)
-    ):
-        if ratio := record.ratio(m, baseline):
-            points.setdefault(m.case, {})[m.layout] = ratio
-    names = sorted(points, key=lambda name: min(ratio[0] for ratio in points[name].values()))
-    figure = Figure(figsize=(7, 1.2 + 0.19 * len(names)), layout="constrained")
+    how = {"mode": mode, "dtype": dtype, "threads": most_threads(record), "layout": tuple(LAYOUTS)}
+    for m in record.select(study="cases", provider=OURS, **how):
+        if (names is None or m.case in names) and (ratio := record.ratio(m, baseline)):
+            points.setdefault(m.title, {})[m.layout] = ratio
+    titles = sorted(points, key=lambda title: min(ratio[0] for ratio in points[title].values()))
+    figure = Figure(figsize=(7, 1.1 + 0.22 * len(titles)), layout="constrained")
     axes = figure.subplots()
-    for layout in layouts:
-        rows = [(i, points[name][layout]) for i, name in enumerate(names) if layout in points[name]]
-        if not rows:
-            continue
-        color = LAYOUT_COLORS[layout]
+    for layout, (color, marker) in LAYOUTS.items():
+        rows = [(y, points[title][layout]) for y, title in enumerate(titles) if layout in points[title]]
         axes.hlines(
-            [i for i, _ in rows], [r[1] for _, r in rows], [r[2] for _, r in rows], color=color, lw=2, alpha=0.5
+            [y for y, _ in rows], [r[1] for _, r in rows], [r[2] for _, r in rows], color=color, lw=2, alpha=0.5
         )
-        axes.plot(
-            [r[0] for _, r in rows], [i for i, _ in rows], LAYOUT_MARKERS[layout], color=color, ms=4.5, label=layout
-        )
-    axes.axvline(1, color="black", lw=1)
-    axes.set_yticks(range(len(names)), names, fontsize=7.5)
-    axes.set_ylim(-0.8, len(names) - 0.2)
-    ratio_axis(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel(f"times as fast as {baseline} ({mode}, {dtype}, {threads} thread{'s' if threads > 1 else ''})")
-    axes.grid(axis="x", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.legend(loc="lower right")
-    return figure
-
-
-def overview(record):
-    """Draw the summary: for every group of cases the geometric mean of the ratios and the worst of them."""
-    provider = own_provider(record)
-    studies = [study for study in ("cases", "network") if record.select(study=study)]
-    rows = [
-        (f"{study + ', ' if study != 'cases' else ''}{r['mode']}, {r['layout']}, {r['dtype']}, {r['threads']} thr.", r)
-        for study in studies
-        for r in summarize(record, provider, study=study)
-    ][::-1]
-    figure = Figure(figsize=(7, 1.2 + 0.2 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    height = range(len(rows))
-    axes.hlines(height, [r["worst"] for _, r in rows], [r["mean"] for _, r in rows], color="#bbbbbb", lw=2)
-    axes.plot([r["mean"] for _, r in rows], height, "o", color="#0072B2", label="geometric mean")
-    axes.plot([r["worst"] for _, r in rows], height, "s", color="#D55E00", ms=4, label="worst case")
-    axes.axvline(1, color="black", lw=1)
-    axes.set_yticks(height, [name for name, _ in rows], fontsize=7.5)
-    ratio_axis(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel(f"{provider}: times as fast as {BASELINE}")
-    axes.grid(axis="x", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
+        axes.plot([r[0] for _, r in rows], [y for y, _ in rows], marker, color=color, ms=5, label=layout)
+    axes.set_yticks(range(len(titles)), titles, fontsize=8)
+    mark_ratios(axes, f"times as fast as {baseline} ({mode}, {dtype}, {how['threads']} threads)")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
-def bandwidth(record, mode, layout="NCHW", dtype="float32", threads=None):
-    """Draw gigabytes a second against the bytes that must be moved, with the limit beside the providers.
-
-    Parameters
-    ----------
-    record : Record
-        A run.
-    mode, layout, dtype : str
-        What to draw.
-    threads : int, optional
-        By default the most of the record.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One mark for each case and provider.
-    """
-    threads = threads or most_threads(record)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for provider in (BASELINE, own_provider(record), LIMIT):
-        found = record.select(study="cases", provider=provider, mode=mode, layout=layout, dtype=dtype, threads=threads)
-        what = {"forward": "reading the input", "backward": "filling the gradient"}.get(mode)
-        label = what if provider == LIMIT else provider
-        found.sort(key=lambda m: m.bytes_moved)
-        axes.plot(
-            [m.bytes_moved for m in found],
-            [m.gbps for m in found],
-            MARKERS[provider],
-            color=COLORS[provider],
-            ms=9 if provider == LIMIT else 5,
-            mew=2 if provider == LIMIT else 1,
-            label=label,
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_name(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("bytes to read and to write")
-    axes.set_ylabel("gigabytes a second")
-    axes.grid(color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.legend()
-    return figure
-
-
-def scaling(record, study, layout="NCHW"):
-    """Draw a scaling series: time against planes or pixels, or the gain from more threads.
-
-    Parameters
-    ----------
-    record : Record
-        A run with the studies of scaling.
-    study : str
-        ``"planes"``, ``"pixels"`` or ``"threads"``.
-    layout : str
-        The memory order.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Forward and backward side by side.
-    """
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
+@rc_context(STYLE)
+def bandwidth(record, study="pixels", layout="NCHW"):
+    """Draw gigabytes a second against the bytes of the input: native, numba_pool, and the limit of the memory."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward"), strict=True):
-        found = record.select(study=study, mode=mode, layout=layout)
-        if study == "threads":
-            draw_threads(axes, record, found)
-        else:
-            draw_sizes(axes, record, found, study)
-        axes.set_title(mode, fontsize=10)
-        axes.grid(color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
+        for provider in (LIMIT, BASELINE, OURS):
+            found = record.select(
+                study=study, provider=provider, mode=mode, layout=layout, threads=most_threads(record)
+            )
+            found.sort(key=lambda m: m.bytes_moved)
+            what = "reading the input" if mode == "forward" else "filling the gradient"
+            label, line = (what, "--") if provider == LIMIT else (provider, "-" + MARKERS[provider])
+            axes.plot(
+                [m.bytes_moved for m in found], [m.gbps for m in found], line, color=COLORS[provider], label=label
+            )
+        axes.set(xscale="log", yscale="log", title=mode, xlabel="bytes to read and to write")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_name(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=8)
+    figure.axes[0].set_ylabel("gigabytes a second")
     return figure
 
 
-def draw_sizes(axes, record, found, study):
-    """Draw time against size, with a line of slope one through the largest case: linear growth runs along it."""
-    threads = max(m.threads for m in found)
+@rc_context(STYLE)
+def threads(record, layout="NCHW"):
+    """Draw the gain from more threads, for one huge plane and for many planes, beside the ideal."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    for axes, mode in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward"), strict=True):
+        found = record.select(study="threads", mode=mode, layout=layout)
+        counts = sorted({m.threads for m in found})
+        axes.plot(counts, counts, ":", color=GRAY, label="ideal")
+        for case, line in zip(dict.fromkeys(m.case for m in found), ("-", "--"), strict=False):
+            for provider in (BASELINE, OURS):
+                times = sorted((m.threads, m.median) for m in found if m.provider == provider and m.case == case)
+                gains = [times[0][1] / seconds for _, seconds in times]
+                axes.plot(counts, gains, line + MARKERS[provider], color=COLORS[provider], label=f"{provider}, {case}")
+        axes.set(title=mode, xlabel="threads", xticks=counts)
+    figure.axes[0].set_ylabel("times as fast as with one thread")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure
 
-    def size(m):
-        return m.input_size[1] if study == "planes" else m.input_size[2] * m.input_size[3]
 
-    for provider in (BASELINE, own_provider(record)):
-        line = sorted((size(m), m.median * 1e6) for m in found if m.provider == provider and m.threads == threads)
-        xs, ys = zip(*line, strict=True)
-        axes.plot(xs, ys, MARKERS[provider] + "-", color=COLORS[provider], ms=5, label=provider)
-    axes.plot(xs, [ys[-1] * x / xs[-1] for x in xs], ":", color="black", lw=1, label="linear")
+def mark_ratios(axes, label):
+    """Give a logarithmic axis of ratios readable ticks, and a line at 1."""
+    axes.axvline(1, color=GRAY, lw=1)
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_name(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(f"{study} ({threads} thread{'s' if threads > 1 else ''})")
-    axes.set_ylabel("microseconds")
-    axes.label_outer()
-
-
-def draw_threads(axes, record, found):
-    """Draw the time with one thread over the time with more, for each shape and provider."""
-    shapes = list(dict.fromkeys(m.case for m in found))
-    for provider in (BASELINE, own_provider(record)):
-        for case, style in zip(shapes, ("-", "--"), strict=False):
-            line = sorted((m.threads, m.median) for m in found if m.provider == provider and m.case == case)
-            xs, ys = zip(*line, strict=True)
-            label = f"{provider}, {case}"
-            axes.plot(xs, [ys[0] / y for y in ys], MARKERS[provider] + style, color=COLORS[provider], ms=5, label=label)
-    counts = sorted({m.threads for m in found})
-    axes.plot(counts, counts, ":", color="black", lw=1, label="linear")
-    axes.set_xticks(counts)
-    axes.set_xlabel("threads")
-    axes.set_ylabel("times as fast as with one thread")
-    axes.label_outer()
-
-
-def ratio_axis(axis, set_scale):
-    """Give a logarithmic axis of ratios readable ticks."""
-    set_scale("log")
-    axis.set_major_locator(FixedLocator(TICKS))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xlabel(label)
 
 
 def byte_name(value):
@@ -237,11 +156,3 @@ def byte_name(value):
         if value >= size:
             return f"{value / size:g} {unit}"
     return f"{value:g} B"
-
-
-def count_name(value):
-    """Write a count as ``64 k``."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:g} {unit}"
-    return f"{value:g}"

@@ -33,8 +33,6 @@ class Provider:
     ----------
     name : str
         What records call it.
-    device : str
-        ``"cpu"``, ``"cuda"``, or ``"any"``.
     make : callable
         Returns the function to time; it is called anew for every case, layout and dtype.
     chained : bool
@@ -45,31 +43,24 @@ class Provider:
     """
 
     name: str
-    device: str
     make: Callable[[], Callable]
     chained: bool = False
     modes: tuple[str, ...] = MODES
     dtypes: tuple[str, ...] = ALL_DTYPES
 
 
+BASELINE, OURS, LIMIT = "native", "numba_pool", "limit"
+
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider("torch", "any", lambda: native, chained=True),
+        Provider(BASELINE, lambda: native, chained=True),
         # The gradient under torch.compile calls the native op again, so only the forward is a provider of its own;
         # and only in float32, because every case takes the compiler a second or more.
-        Provider("torch-compile", "any", compiled, chained=True, modes=("forward",), dtypes=("float32",)),
-        Provider("numba-cpu", "cpu", lambda: numba_pool.adaptive_avg_pool2d),
-        Provider("numba-cuda", "cuda", lambda: numba_pool.adaptive_avg_pool2d),
+        Provider("torch.compile", compiled, chained=True, modes=("forward",), dtypes=("float32",)),
+        Provider(OURS, lambda: numba_pool.adaptive_avg_pool2d),
     )
 }
-BASELINE = "torch"
-LIMIT = "limit"
-
-
-def for_device(device):
-    """Return the names of the providers that run on `device`, the baseline first."""
-    return [provider.name for provider in PROVIDERS.values() if provider.device in ("any", device)]
 
 
 def make_input(case, dtype, layout, device, generator):

@@ -1,84 +1,134 @@
-"""A record in words: tables for the terminal and for the book."""
+"""A record in words: tables and sentences for the terminal and for the book."""
 
 from collections import defaultdict
-from statistics import geometric_mean
+from dataclasses import dataclass
+from statistics import geometric_mean, median
 
-from .providers import BASELINE, LIMIT
+from tabulate import tabulate
+
+from .compare import Sentence
+from .providers import BASELINE, LIMIT, OURS
 
 
-def summarize(record, provider, baseline=BASELINE, study="cases"):
-    """Sum up how many times as fast as a baseline a provider was.
+@dataclass(frozen=True)
+class Table:
+    """Rows under headers: plain text in a terminal; on a page HTML, folded after a few rows.
+
+    Parameters
+    ----------
+    headers : sequence of str
+        One for each column.
+    rows : list of sequence
+        Cells; a float is written with two decimals, None as a dash.
+    visible : int
+        How many rows a page shows before the fold.
+    """
+
+    headers: tuple
+    rows: list
+    visible: int = 8
+
+    def _write(self, rows, style):
+        return tabulate(rows, self.headers, style, floatfmt=".2f", missingval="–")
+
+    def __str__(self):
+        return self._write(self.rows, "simple")
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        shown, folded = self.rows[: self.visible], self.rows[self.visible :]
+        text = self._write(shown, "html")
+        if folded:
+            more = (
+                f'<span lang="en">{len(folded)} more rows</span><span lang="zh-CN" hidden>其余 {len(folded)} 行</span>'
+            )
+            text += f"<details><summary>{more}</summary>{self._write(folded, 'html')}</details>"
+        return text
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ratios of a study's cases in one mode, layout, dtype and number of threads.
+
+    Parameters
+    ----------
+    mode, layout, dtype : str
+        What was timed.
+    threads : int
+        The number of threads given to torch.
+    ratios : list of tuple
+        ``(ratio, measurement)``, the smallest ratio first.
+    """
+
+    mode: str
+    layout: str
+    dtype: str
+    threads: int
+    ratios: list
+
+    @property
+    def mean(self):
+        """The geometric mean of the ratios."""
+        return geometric_mean(ratio for ratio, _ in self.ratios)
+
+    def share_below(self, bound):
+        """Return which part of the ratios lies below `bound`."""
+        return sum(ratio < bound for ratio, _ in self.ratios) / len(self.ratios)
+
+
+def summarize(record, study="cases", baseline=BASELINE):
+    """Group how many times as fast as a baseline numba_pool was.
 
     Parameters
     ----------
     record : Record
         A run.
-    provider, baseline : str
-        Names of two providers.
     study : str
         The cases to sum up.
+    baseline : str
+        The name of another provider.
 
     Returns
     -------
-    list of dict
-        For every mode, layout, dtype and number of threads: ``cases`` (how many), ``mean`` (the geometric mean of the
-        median ratios), ``worst`` (the smallest of them), ``worst_case`` (its name) and ``losing`` (the names of the
-        cases whose ratio is below 1, the worst first).
+    list of Group
+        In the order of the record.
     """
     groups = defaultdict(list)
-    for measurement in record.select(provider=provider, study=study):
-        ratio = record.ratio(measurement, baseline)
-        if ratio is not None:
-            groups[measurement.group].append((ratio[0], measurement.case))
-    rows = []
-    for (mode, layout, dtype, threads), found in groups.items():
-        found.sort()
-        rows.append(
-            {
-                "mode": mode,
-                "layout": layout,
-                "dtype": dtype,
-                "threads": threads,
-                "cases": len(found),
-                "mean": geometric_mean(ratio for ratio, _ in found),
-                "worst": found[0][0],
-                "worst_case": found[0][1],
-                "losing": [name for ratio, name in found if ratio < 1],
-            }
-        )
-    return rows
+    for m in record.select(provider=OURS, study=study):
+        if ratio := record.ratio(m, baseline):
+            groups[m.mode, m.layout, m.dtype, m.threads].append((ratio[0], m))
+    return [Group(*key, sorted(found, key=lambda pair: pair[0])) for key, found in groups.items()]
 
 
-def losses(record, provider, baseline=BASELINE, studies=("cases", "network")):
-    """Return the measurements of a provider that were slower than the baseline's, each with its ratio, the worst first.
+def losses(record, baseline=BASELINE, studies=("cases", "network")):
+    """Return where numba_pool was slower than a baseline, the worst first.
 
     Parameters
     ----------
     record : Record
         A run.
-    provider, baseline : str
-        Names of two providers.
+    baseline : str
+        The name of another provider.
     studies : tuple of str
         Where to look; a scaling series repeats the cases.
 
     Returns
     -------
     list of tuple
-        ``(measurement, (median, p20, p80))``.
+        ``(measurement, (median, p20, p80))``, the ratios below 1.
     """
-    found = [(m, record.ratio(m, baseline)) for m in record.select(provider=provider, study=studies)]
+    found = [(m, record.ratio(m, baseline)) for m in record.select(provider=OURS, study=studies)]
     return sorted(((m, r) for m, r in found if r is not None and r[0] < 1), key=lambda pair: pair[1][0])
 
 
-def against_limit(record, provider, smallest=32e6, window=16):
-    """Return how many times as long as the least work a provider took, on inputs that no cache holds.
+def against_limit(record, smallest=32e6, window=16):
+    """Return how many times as long as the least work numba_pool took, on inputs that no cache holds.
 
     Parameters
     ----------
     record : Record
         A run.
-    provider : str
-        The name of a provider.
     smallest : float
         The fewest bytes of the input.
     window : float
@@ -90,19 +140,38 @@ def against_limit(record, provider, smallest=32e6, window=16):
         ``(measurement, (median, p20, p80))``, the farthest from the limit first.
     """
     rows = []
-    for measurement in record.select(provider=provider, study="cases"):
-        partner = record.partner(measurement, LIMIT)
-        if partner is None or partner.bytes_moved < smallest or window_of(measurement) < window:
-            continue
-        median, p20, p80 = record.ratio(partner, provider)
-        rows.append((measurement, (median, p20, p80)))
+    for m in record.select(provider=OURS, study="cases"):
+        limit = record.partner(m, LIMIT)
+        (_, _, H, W), (oH, oW) = m.input_size, m.output_size
+        if limit is not None and limit.bytes_moved >= smallest and window * oH * oW <= H * W:
+            rows.append((m, record.ratio(limit, OURS)))
     return sorted(rows, key=lambda pair: -pair[1][0])
 
 
-def window_of(measurement):
-    """Return the mean number of input elements for each output element."""
-    (_, _, H, W), (oH, oW) = measurement.input_size, measurement.output_size
-    return H * W / (oH * oW)
+def headline(record):
+    """Say in one sentence how fast the record found numba_pool to be, and how often it was slower."""
+    threads = max(m.threads for m in record.select(study="cases"))
+    groups = summarize(record)
+    kinds = {"mode": "forward", "layout": "NCHW", "dtype": "float32", "threads": threads}
+
+    def mean(**fields):
+        wanted = kinds | fields
+        return next(g.mean for g in groups if all(getattr(g, name) == value for name, value in wanted.items()))
+
+    timed = len(record.select(study="cases", provider=OURS))
+    slower = len(losses(record, studies=("cases",)))
+    forward, backward, full = (f"{mean(mode=mode):.1f}" for mode in ("forward", "backward", "full"))
+    last = f"{mean(mode='full', layout='NHWC'):.1f}"
+    plural = "s" * (threads > 1)
+    return Sentence(
+        f"On {threads} thread{plural} of this processor, numba_pool is {forward} times as fast as the native op in the "
+        f"forward pass, {backward} times in the backward pass and {full} times in both through autograd (NCHW; "
+        f"{last} times in channels_last; geometric means, float32); it is slower in {slower} of {timed} "
+        f"measurements.",
+        f"在这个处理器的 {threads} 个线程上，numba_pool 的前向速度是原生算子的 {forward} 倍，反向是 {backward} 倍，"
+        f"经过 autograd 的前向加反向是 {full} 倍（NCHW；通道在后时为 {last} 倍；float32 的几何平均值）；"
+        f"在 {timed} 次测量中，有 {slower} 次更慢。",
+    )
 
 
 def seconds(value):
@@ -113,131 +182,120 @@ def seconds(value):
     return f"{value * 1e9:.3g} ns"
 
 
-def shape(size):
-    """Write ``(8, 64, 56, 56)`` as ``8×64×56×56``."""
-    return "×".join(str(n) for n in size)
+def about(m):
+    """Return the cells that say what was measured."""
+    return m.title, m.mode, m.layout, m.dtype, m.threads
 
 
-def table(headers, rows, markdown=False):
-    """Write rows under headers: numbers to the right, words to the left.
+def case_table(record, baseline=BASELINE, **fields):
+    """Return the table of numba_pool's measurements beside a baseline's, with the ratio and its spread.
 
     Parameters
     ----------
-    headers : sequence of str
-        One for each column.
-    rows : sequence of sequence
-        Cells; a float is written with two decimals, None as a dash.
-    markdown : bool
-        Whether to write a Markdown table.
-
-    Returns
-    -------
-    str
-        The table, without a newline at its end.
+    record : Record
+        A run.
+    baseline : str
+        The name of another provider.
+    **fields
+        What to select, as `Record.select` takes it.
     """
-    numeric = [
-        bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
-        for i in range(len(headers))
-    ]
-    cells = [[f"{c:.2f}" if isinstance(c, float) else "–" if c is None else str(c) for c in row] for row in rows]
-    least = 3 if markdown else 0  # a column of Markdown needs three dashes
-    widths = [max(least, *(len(row[i]) for row in [list(headers), *cells])) for i in range(len(headers))]
-
-    def line(row):
-        return [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)]
-
-    if markdown:
-        rule = ["-" * (w - 1) + (":" if right else "-") for w, right in zip(widths, numeric, strict=True)]
-        return "\n".join("| " + " | ".join(row) + " |" for row in (line(headers), rule, *map(line, cells)))
-    return "\n".join("  ".join(row).rstrip() for row in (line(headers), ["-" * w for w in widths], *map(line, cells)))
-
-
-def case_table(record):
-    """Return the table of every measurement: time, bandwidth, and the ratio to the baseline with its spread."""
     rows = []
-    for m in record.measurements:
-        ratio = record.ratio(m) if m.provider != BASELINE else None
-        rows.append(
-            (
-                m.case,
-                shape(m.input_size),
-                "×".join(map(str, m.output_size)),
-                m.mode,
-                m.layout,
-                m.dtype,
-                m.threads,
-                m.provider,
-                seconds(m.median),
-                m.gbps,
-                f"{ratio[0]:.2f} ({ratio[1]:.2f}–{ratio[2]:.2f})" if ratio else None,
-            )
-        )
-    headers = ("case", "input", "output", "mode", "layout", "dtype", "threads", "provider", "time", "GB/s", "× torch")
-    return table(headers, rows)
+    for m in record.select(provider=OURS, **fields):
+        if ratio := record.ratio(m, baseline):
+            times = seconds(record.partner(m, baseline).median), seconds(m.median)
+            rows.append((*about(m), *times, m.gbps, ratio[0], f"{ratio[1]:.2f}–{ratio[2]:.2f}"))
+    return Table(("case", "mode", "layout", "dtype", "threads", baseline, OURS, "GB/s", "ratio", "20–80 %"), rows)
 
 
-def summary_table(record, provider, baseline=BASELINE, study="cases", markdown=False):
-    """Return the table of `summarize`."""
+def summary_table(record, study="cases", baseline=BASELINE):
+    """Return the table of `summarize`: geometric means, the worst case, and how many cases are slower."""
+    rows = []
+    for group in summarize(record, study, baseline):
+        worst, m = group.ratios[0]
+        slower = sum(ratio < 1 for ratio, _ in group.ratios)
+        kind = group.mode, group.layout, group.dtype, group.threads
+        rows.append((*kind, group.mean, worst, m.title, f"{slower} of {len(group.ratios)}"))
+    return Table(("mode", "layout", "dtype", "threads", "mean", "worst", "worst case", "slower"), rows, 12)
+
+
+def loss_table(found, columns=()):
+    """Return the table of what `losses` found; `columns` are more: pairs of a header and a function of both."""
+    headers = ("case", "mode", "layout", "dtype", "threads", "ratio", "20–80 %", *(name for name, _ in columns))
+    rows = [(*about(m), r[0], f"{r[1]:.2f}–{r[2]:.2f}", *(tell(m, r) for _, tell in columns)) for m, r in found]
+    return Table(headers, rows)
+
+
+def limit_table(found):
+    """Return the table of what `against_limit` found."""
+    headers = ("case", "mode", "layout", "dtype", "threads", "times the limit", "20–80 %")
+    rows = [(*about(m), r[0], f"{r[1]:.2f}–{r[2]:.2f}") for m, r in found]
+    return Table(headers, rows)
+
+
+def spread_table(record, study):
+    """Return the table of a study of many shapes: the mean, the median, the worst, and the share of clear losses."""
+    rows = []
+    for group in summarize(record, study):
+        worst, m = group.ratios[0]
+        kind = group.mode, group.layout, group.threads, len(group.ratios)
+        middle = median(ratio for ratio, _ in group.ratios)
+        rows.append((*kind, group.mean, middle, 100 * group.share_below(0.9), worst, m.title))
+    headers = ("mode", "layout", "threads", "shapes", "mean", "median", "% below 0.9", "worst", "worst shape")
+    return Table(headers, rows)
+
+
+def sizes_table(record):
+    """Return the table of the study of new sizes: each size comes once, so the ratios' spread is over the sizes."""
+    rows = []
+    for m in record.select(study="sizes", provider=OURS):
+        (_, C, *_), ratio = m.input_size, record.ratio(m)
+        rows.append((f"{C} channels → {m.output_size[0]}", m.mode, m.threads, len(m.samples), *ratio))
+    return Table(("case", "mode", "threads", "sizes", "ratio, median", "20 %", "80 %"), rows)
+
+
+def first_results_table(record):
+    """Return the table of the first results of fresh processes, in seconds."""
+    columns = ("cache", "threads", "import", "forward", "backward", "total")
+    return Table(columns, [tuple(result[name] for name in columns) for result in record.first_results])
+
+
+def machine_table(machine):
+    """Return the table of a record's machine and versions."""
+    asks = "asks" if machine["torch_huge_pages"] else "does not ask"
     rows = [
+        ("processor", machine["cpu"]),
+        *([("GPU", machine["name"])] if machine["name"] else []),
+        ("cores", str(machine["cores"])),
+        ("compiled for", "Numba {numba}, torch {torch}".format(**machine["instructions"])),
+        ("date", machine["date"]),
+        ("numba_pool", f"{machine['numba_pool']}, commit {machine['commit']}"),
+        *machine["versions"].items(),
+        ("threading layer", str(machine["threading_layer"])),
         (
-            row["mode"],
-            row["layout"],
-            row["dtype"],
-            row["threads"],
-            row["cases"],
-            row["mean"],
-            row["worst"],
-            row["worst_case"],
-            len(row["losing"]),
-        )
-        for row in summarize(record, provider, baseline, study)
+            "huge pages",
+            f"{machine['huge_pages']}; torch {asks} for them",
+        ),
     ]
-    headers = ("mode", "layout", "dtype", "threads", "cases", "mean", "worst", "worst case", "slower")
-    return table(headers, rows, markdown)
+    return Table(("machine", ""), rows, len(rows))
 
 
 def describe(record):
-    """Return the whole record as text: the machine, the measurements, summaries, losses, and what was skipped."""
-    names = list(dict.fromkeys(m.provider for m in record.measurements))
-    own = [name for name in names if name.startswith("numba")]
-    others = [name for name in names if name not in (*own, LIMIT)]
-    parts = [describe_machine(record.machine), case_table(record)]
-    for study in dict.fromkeys(m.study for m in record.measurements):
-        for provider in own:
-            for baseline in others:
-                if summarize(record, provider, baseline, study):
-                    title = f"How many times as fast as {baseline} is {provider}? ({study})"
-                    parts.append(title + "\n" + summary_table(record, provider, baseline, study))
-    for provider in own:
-        slower = [(m, baseline, r) for baseline in others for m, r in losses(record, provider, baseline)]
-        if slower:
-            headers = ("case", "mode", "layout", "dtype", "threads", "against", "ratio", "p20", "p80")
-            rows = [(m.case, m.mode, m.layout, m.dtype, m.threads, baseline, *r) for m, baseline, r in slower]
-            parts.append(f"Where {provider} is slower\n" + table(headers, rows))
-        if far := against_limit(record, provider):
-            title = f"{provider} against reading the input, or filling the gradient"
-            parts.append(title + "\n" + limit_table(far))
+    """Return the whole record as text."""
+    parts = [machine_table(record.machine)]
+    studies = dict.fromkeys(m.study for m in record.measurements)
+    for study in studies:
+        if study == "sizes":
+            parts += ["sizes that never come again", sizes_table(record)]
+        elif study == "random":
+            parts += ["random shapes", spread_table(record, study)]
+        else:
+            parts += [study, case_table(record, study=study), summary_table(record, study)]
+    if slower := losses(record):
+        parts += ["where numba_pool is slower", loss_table(slower)]
+    if far := against_limit(record):
+        parts += ["against reading the input, or filling the gradient", limit_table(far)]
+    if record.select(provider="torch.compile"):
+        parts += ["against torch.compile", summary_table(record, baseline="torch.compile")]
     if record.first_results:
-        columns = ("cache", "threads", "import", "forward", "backward", "total")
-        rows = [tuple(result[name] for name in columns) for result in record.first_results]
-        parts.append("The first result of a fresh process, in seconds\n" + table(columns, rows))
-    if record.skipped:
-        fields = ("provider", "case", "mode", "layout", "dtype", "reason")
-        parts.append("Skipped\n" + table(fields, [[entry[name] for name in fields] for entry in record.skipped]))
-    return "\n\n".join(parts)
-
-
-def limit_table(rows, markdown=False):
-    """Return the table of what `against_limit` found."""
-    headers = ("case", "mode", "layout", "dtype", "threads", "× limit", "p20", "p80")
-    return table(headers, [(m.case, m.mode, m.layout, m.dtype, m.threads, *r) for m, r in rows], markdown)
-
-
-def describe_machine(machine):
-    """Return the machine, the versions and the date of a record in one line."""
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
-    return (
-        f"{machine['name']}, {machine['cores']} cores; {machine['date']}; "
-        f"numba_pool {machine['numba_pool']} at commit {machine['commit']}; {versions}; "
-        f"threading layer {machine['threading_layer']}, huge pages {machine['huge_pages']}"
-    )
+        parts += ["the first result of a fresh process, in seconds", first_results_table(record)]
+    return "\n\n".join(map(str, parts))

@@ -1,4 +1,4 @@
-"""What is run: the layer alone, the layer in a network, and the first results of fresh processes."""
+"""What is run: the layer alone, in networks, on ever new sizes, and in fresh processes."""
 
 import json
 import os
@@ -9,22 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import torch
+from torch import nn
 
 from .cases import Case
 from .providers import LIMIT, bind, bind_limit, bytes_moved, make_input, memory_format, native
 from .records import Measurement
-from .timing import SAMPLERS, WrongResult, check, expect, first_call, interleave
-
-NETWORKS = (
-    Case("conv, half 56 to 28, ReLU", "between two convolutions", (4, 32, 56, 56), (28, 28), study="network"),
-    Case("conv, 57 to 56, ReLU", "windows that overlap", (4, 16, 57, 57), (56, 56), study="network"),
-    Case("conv, 13 to 6, ReLU", "the neck of a classifier", (8, 64, 13, 13), (6, 6), study="network"),
-    Case("conv, 14 to 1, ReLU", "the mean, then a 1x1 convolution", (16, 64, 14, 14), (1, 1), study="network"),
-)  # fmt: skip
+from .timing import SAMPLERS, WrongResult, check, expect, interleave
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def layer_task(case, mode, layout, dtype, device):
     input = make_input(case, dtype, layout, device, generator)
     grad_output = torch.randn((*case.input_size[:2], *case.output_size), generator=generator)
     grad_output = grad_output.to(device, dtype).contiguous(memory_format=memory_format(layout))
-    has_limit = mode != "full" and layout != "strided" and dtype.itemsize >= 4
+    has_limit = case.study in ("cases", "pixels") and mode != "full" and layout != "strided" and dtype.itemsize >= 4
     return Task(
         case,
         mode,
@@ -74,36 +67,63 @@ def layer_task(case, mode, layout, dtype, device):
     )
 
 
-class Pool(torch.nn.Module):
-    """A provider's function as a layer."""
+class Excite(nn.Module):
+    """Squeeze and excitation: each channel is scaled by what the means of all channels say (Hu et al., 2018)."""
 
-    def __init__(self, pool, output_size):
+    def __init__(self, channels, pool):
         super().__init__()
-        self.pool, self.output_size = pool, output_size
+        self.pool = pool
+        self.scale = nn.Sequential(
+            nn.Conv2d(channels, channels // 4, 1), nn.ReLU(), nn.Conv2d(channels // 4, channels, 1), nn.Sigmoid()
+        )
 
     def forward(self, input):
-        return self.pool(input, self.output_size)
+        return input * self.scale(self.pool(input, 1))
 
 
-def network(pool, case):
-    """Return a small network with a pooling layer between a convolution and ReLU, always with the same weights."""
-    channels = case.input_size[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(channels, channels, 3, padding=1),
-            Pool(pool, case.output_size),
-            torch.nn.ReLU(),
-            torch.nn.Conv2d(channels, channels, 1),
-        )
+class Pyramid(nn.Module):
+    """Pyramid pooling: the means of 1, 4, 9 and 36 regions beside the features themselves (Zhao et al., 2017)."""
+
+    def __init__(self, channels, pool):
+        super().__init__()
+        self.pool = pool
+        self.reduce = nn.ModuleList(nn.Conv2d(channels, channels // 4, 1) for _ in range(4))
+
+    def forward(self, input):
+        size = input.shape[2:]
+        pooled = (reduce(self.pool(input, bins)) for bins, reduce in zip((1, 2, 3, 6), self.reduce, strict=True))
+        return torch.cat([input, *(nn.functional.interpolate(p, size, mode="bilinear") for p in pooled)], 1)
+
+
+def excited(pool):
+    """Return a small network of four squeeze-and-excitation blocks."""
+    layers = []
+    for channels, wider in ((3, 32), (32, 64), (64, 128), (128, 256)):
+        layers += [nn.Conv2d(channels, wider, 3, 2, 1), nn.ReLU(), Excite(wider, pool)]
+    return nn.Sequential(*layers)
+
+
+def segmented(pool):
+    """Return a small segmentation network with a pooling pyramid of four levels."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, 4, 1), nn.ReLU(), nn.Conv2d(64, 256, 1), Pyramid(256, pool), nn.Conv2d(512, 8, 1)
+    )
+
+
+NETWORKS = {
+    Case("SE network", "four means of large maps", (4, 3, 112, 112), (1, 1), study="network"): excited,
+    Case("pyramid network", "four output sizes on one map", (2, 3, 240, 240), (6, 6), study="network"): segmented,
+}
 
 
 def network_task(case, mode, layout, dtype, device):
-    """Return the task of a network's step: ``forward`` is inference, ``full`` computes all weights' gradients."""
+    """Return the task of a network's step: ``forward`` is inference, ``full`` computes the gradients of all weights."""
     input = make_input(case, dtype, layout, device, torch.Generator().manual_seed(0))
 
     def bind_network(pool, input=input):
-        model = network(pool, case).to(device, input.dtype, memory_format=memory_format(layout))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = NETWORKS[case](pool).to(device, input.dtype, memory_format=memory_format(layout))
         if mode == "forward":
 
             def infer():
@@ -137,10 +157,8 @@ def measure(task, providers, threads, device="cpu", **timing):
 
     Returns
     -------
-    measurements : list of Measurement
+    list of Measurement
         One for each provider that ran, and one named ``"limit"`` where the task has one.
-    skipped : list of dict
-        Providers that could not run, each with the reason.
 
     Raises
     ------
@@ -149,50 +167,28 @@ def measure(task, providers, threads, device="cpu", **timing):
     """
     torch.set_num_threads(threads)
     want, scale, terms = task.expected
-    calls, first, skipped = {}, {}, []
-    where = {"case": task.case.name, "mode": task.mode, "layout": task.layout, "dtype": name_of(task.dtype)}
+    calls = {}
+    dtype = name_of(task.dtype)
+    where = {"case": task.case.name, "mode": task.mode, "layout": task.layout, "dtype": dtype}
     for provider in providers:
-        if task.mode not in provider.modes or name_of(task.dtype) not in provider.dtypes:
+        if task.mode not in provider.modes or dtype not in provider.dtypes:
             continue
-        try:
-            call = task.bind(provider.make())
-            result, seconds = first_call(call, device)
-        except Exception as error:
-            if provider.name != "torch-compile":  # a compiler may be missing; nothing else may fail
-                raise
-            skipped.append({"provider": provider.name, **where, "reason": f"{type(error).__name__}: {error}"[:300]})
-            continue
+        call = task.bind(provider.make())
+        result = call()
         try:
             check(result.detach(), want, scale, terms, provider.chained)
         except WrongResult as error:
             at = ", ".join(f"{name} {value}" for name, value in where.items())
             raise WrongResult(f"{provider.name} is wrong at {at}, {threads} threads: {error}") from None
-        calls[provider.name], first[provider.name] = call, seconds
+        calls[provider.name] = call
     if task.limit is not None and calls:
         calls[LIMIT] = task.limit
-        _, first[LIMIT] = first_call(task.limit, device)
     samples = interleave({name: SAMPLERS[device](call, threads) for name, call in calls.items()}, **timing)
-    moved = bytes_moved(task.case, task.mode, task.dtype)
-    if LIMIT in calls:
-        touched = task.case.input_elements * task.dtype.itemsize
-    return [
-        Measurement(
-            task.case.study,
-            task.case.name,
-            task.case.reason,
-            task.case.input_size,
-            task.case.output_size,
-            task.mode,
-            name,
-            task.layout,
-            name_of(task.dtype),
-            threads,
-            touched if name == LIMIT else moved,
-            first[name],
-            tuple(samples[name]),
-        )
-        for name in calls
-    ], skipped
+    moved = dict.fromkeys(calls, bytes_moved(task.case, task.mode, task.dtype))
+    moved |= {LIMIT: task.case.input_elements * task.dtype.itemsize}
+    about = task.case.study, task.case.name, task.case.input_size, task.case.output_size, task.mode
+    how = task.layout, dtype, threads
+    return [Measurement(*about, name, *how, moved[name], tuple(samples[name])) for name in calls]
 
 
 def measure_new_sizes(case, mode, providers, threads, count=200):
@@ -231,9 +227,9 @@ def measure_new_sizes(case, mode, providers, threads, count=200):
             call()
             samples[provider.name].append(time.perf_counter() - started)
     moved = bytes_moved(case, mode, torch.float32)
-    about = case.study, case.name, case.reason, case.input_size, case.output_size, mode
+    about = case.study, case.name, case.input_size, case.output_size, mode
     return [
-        Measurement(*about, name, "NCHW", "float32", threads, moved, taken[0], tuple(taken[len(warm_up) :]))
+        Measurement(*about, name, "NCHW", "float32", threads, moved, tuple(taken[len(warm_up) :]))
         for name, taken in samples.items()
     ]
 
@@ -268,8 +264,7 @@ FIRST_RESULT = """
 import json, sys, time
 import torch, numba
 torch.set_num_threads(int(sys.argv[1]))
-shape, output_size = json.loads(sys.argv[2])
-input = torch.randn(shape, requires_grad=True)
+input = torch.randn(8, 64, 56, 56, requires_grad=True)
 times = {}
 def lap(name, start):
     times[name] = time.perf_counter() - start
@@ -277,7 +272,7 @@ def lap(name, start):
 start = begin = time.perf_counter()
 import numba_pool
 start = lap("import", start)
-output = numba_pool.adaptive_avg_pool2d(input, tuple(output_size))
+output = numba_pool.adaptive_avg_pool2d(input, (7, 5))
 start = lap("forward", start)
 output.sum().backward()
 lap("backward", start)
@@ -286,7 +281,7 @@ print(json.dumps(times))
 """
 
 
-def first_results(threads, input_size=(8, 64, 56, 56), output_size=(7, 5)):
+def first_results(threads):
     """Time the first forward and backward of fresh processes, which import torch and numba before the clock starts.
 
     The first process finds an empty cache and compiles; the second finds what the first has left.
@@ -295,8 +290,6 @@ def first_results(threads, input_size=(8, 64, 56, 56), output_size=(7, 5)):
     ----------
     threads : int
         How many threads torch may use.
-    input_size, output_size : tuple of int
-        What is pooled, in float32.
 
     Returns
     -------
@@ -309,14 +302,12 @@ def first_results(threads, input_size=(8, 64, 56, 56), output_size=(7, 5)):
     RuntimeError
         If a process fails, with what it said.
     """
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, (os.fspath(root), os.environ.get("PYTHONPATH"))))
     results = []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("empty", "filled"):
             process = subprocess.run(
-                [sys.executable, "-c", FIRST_RESULT, str(threads), json.dumps([input_size, output_size])],
-                env=os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": path},
+                [sys.executable, "-c", FIRST_RESULT, str(threads)],
+                env=os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(sys.path)},
                 capture_output=True,
                 text=True,
             )

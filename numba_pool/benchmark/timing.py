@@ -85,15 +85,6 @@ def check(result, want, scale, terms, chained):
         )
 
 
-def first_call(call, device):
-    """Call once; return the result and the seconds it took, compilation included."""
-    started = time.perf_counter()
-    result = call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - started
-
-
 def cpu_sampler(call, threads):
     """Return ``sample(number)``: the seconds for one of `number` calls, by `torch.utils.benchmark.Timer`.
 
