@@ -1,6 +1,6 @@
-"""Data flows one way through the rooms of the package: read from the imports, without importing anything.
+"""Data flows one way through the parts of the package: read from the imports, without importing anything.
 
-A room is a folder, or a file beside them; a file in a folder may import its neighbors there.
+A part is a folder, or a file beside them; a file in a folder may import its neighbors there.
 """
 
 import ast
@@ -10,7 +10,7 @@ from helpers import PACKAGES
 
 import numba_pool
 
-# What each room may import of the others. Only the benchmark is left out: it is a user of the public names.
+# What each part may import of the others. Only the benchmark is left out: it is a user of the public names.
 MAY_IMPORT = {
     "__init__": {"config", "functional", "modules", "windows"},
     "config": {"__init__", "cpu", "cuda", "dlpack", "op"},  # the version's single source is the package itself
@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "windows": set(),
 }
 
-# Where torch may be imported, and where Numba: the two meet in one room only, and where versions are printed.
+# Where torch may be imported, and where Numba: the two meet in one part only, and where versions are printed.
 KNOWS_TORCH = {"modules", "functional", "op", "cuda/__init__", "cuda/launch"}
 KNOWS_NUMBA = {"cpu", "cuda"}
 KNOWS_BOTH = {"config", "dlpack"}
@@ -40,8 +40,8 @@ def sources():
     return {path.relative_to(folder).with_suffix("").as_posix(): path.read_text() for path in folder.rglob("*.py")}
 
 
-def room_of(file):
-    """Return the room of a file."""
+def part_of(file):
+    """Return the part of a file."""
     return file.partition("/")[0]
 
 
@@ -73,12 +73,12 @@ def private_names(file, source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            # A tensor may go by any name, so in the room of torch every object is asked, but for a class's own.
-            if is_private(node.attr) and (begins_with(name, ["torch"]) or room_of(file) == "op"):
+            # A tensor may go by any name, so in the part of torch every object is asked, but for a class's own.
+            if is_private(node.attr) and (begins_with(name, ["torch"]) or part_of(file) == "op"):
                 yield from () if begins_with(name, ["self", "cls"]) else (name,)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
             name = ast.unparse(node.args[1]).strip("'\"")
-            if is_private(name) and (begins_with(ast.unparse(node.args[0]), ["torch"]) or room_of(file) == "op"):
+            if is_private(name) and (begins_with(ast.unparse(node.args[0]), ["torch"]) or part_of(file) == "op"):
                 yield name
 
 
@@ -86,21 +86,21 @@ def violations(sources):
     """Return what goes against the flow, as sentences."""
     found = []
     for file, source in sources.items():
-        room, names = room_of(file), set(imports(file, source))
+        part, names = part_of(file), set(imports(file, source))
         ours = {name.removeprefix("numba_pool").strip(".") for name in names if begins_with(name, ["numba_pool"])}
-        if room == "benchmark":
+        if part == "benchmark":
             ours = {name for name in ours if not name.startswith("benchmark")}
             found += [f"{file} imports {name}" for name in ours if name and name not in numba_pool.__all__]
             continue
-        rooms = {name.partition(".")[0] for name in ours}
-        rooms = {name if name in MAY_IMPORT else "__init__" for name in rooms}
-        allowed = MAY_IMPORT.get(room, set()) | ({room} if "/" in file else set())
-        found += [f"{file} imports the room {other}" for other in sorted(rooms - allowed)]
-        of_torch = bool({file, room} & KNOWS_TORCH)
-        if any(begins_with(name, ["torch"]) for name in names) and not of_torch and room not in KNOWS_BOTH:
+        parts = {name.partition(".")[0] for name in ours}
+        parts = {name if name in MAY_IMPORT else "__init__" for name in parts}
+        allowed = MAY_IMPORT.get(part, set()) | ({part} if "/" in file else set())
+        found += [f"{file} imports the part {other}" for other in sorted(parts - allowed)]
+        of_torch = bool({file, part} & KNOWS_TORCH)
+        if any(begins_with(name, ["torch"]) for name in names) and not of_torch and part not in KNOWS_BOTH:
             found.append(f"{file} imports torch")
         if any(begins_with(name, NUMBA) for name in names) and (
-            of_torch if room in KNOWS_NUMBA else room not in KNOWS_BOTH
+            of_torch if part in KNOWS_NUMBA else part not in KNOWS_BOTH
         ):
             found.append(f"{file} imports Numba")
         if file != PRIVATE:
@@ -108,8 +108,8 @@ def violations(sources):
     return found
 
 
-def test_every_room_has_its_place():
-    assert {room_of(file) for file in sources()} - {"benchmark"} == set(MAY_IMPORT)
+def test_every_part_has_its_place():
+    assert {part_of(file) for file in sources()} - {"benchmark"} == set(MAY_IMPORT)
 
 
 def test_data_flows_one_way():

@@ -62,7 +62,7 @@ def view(browser, name, site, **options):
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch, **options
     )
-    context.set_default_timeout(120_000)  # a busy machine is no fault of the page
+    context.set_default_timeout(120_000)  # not the fault of the page if the machine is busy
     context.route(lambda url: not url.startswith((site, "data:", "blob:")), lambda route: route.abort())
     try:
         yield context

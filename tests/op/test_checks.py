@@ -12,7 +12,7 @@ from numba_pool import AdaptiveAvgPool2d, adaptive_avg_pool2d
 
 
 class Two:
-    """An integer that is no int."""
+    """An integer that is not an int."""
 
     def __index__(self):
         return 2

@@ -1,6 +1,6 @@
 # Torch's stubs know less than these tests do.
 # mypy: ignore-errors
-"""Tracers, compilers, exporters, and tensors that are no plain tensors."""
+"""Tracers, compilers, exporters, and tensors that are not plain tensors."""
 
 import copy
 import io
