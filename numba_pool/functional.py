@@ -45,8 +45,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     TypeError
         If `input` is not a tensor, or `output_size` is not made of ints.
     RuntimeError
-        If `input` does not have 3 or 4 dimensions, or has an H or W of 0; if `output_size` is negative, or does not have
-        two elements.
+        If `input` does not have 3 or 4 dimensions, or has an H or W of 0; if `output_size` is negative, or does not
+        have two elements.
     ValueError
         If `output_size` is a tuple and `input` has fewer than 3 dimensions.
     NotImplementedError

@@ -179,20 +179,10 @@ NEW_SIZES = tuple(
 
 
 def random_cases(count=300, seed=1):
-    """Return cases of random shapes, the same for a seed.
+    """Return `count` cases of random shapes, the same for a seed; every second one is channels_last.
 
-    Parameters
-    ----------
-    count : int
-        How many; every second one is channels_last.
-    seed : int
-        Of the random numbers.
-
-    Returns
-    -------
-    tuple of Case
-        Inputs and outputs of a thousand to four million elements, with heights and widths of 1 to 130, pooled to 1 to
-        40.
+    Inputs and outputs have a thousand to four million elements together, heights and widths of 1 to 130 are pooled to
+    1 to 40.
     """
     numbers = random.Random(seed)
     cases: list[Case] = []

@@ -61,22 +61,7 @@ def overview(record):
 
 @rc_context(STYLE)
 def ratios(record, mode, names=None, baseline=BASELINE, dtype="float32"):
-    """Draw the ratio of every case, the slowest at the bottom; a line runs from the 20th to the 80th percentile.
-
-    Parameters
-    ----------
-    record : Record
-        A run.
-    mode, baseline, dtype : str
-        What to draw, with the most threads of the record.
-    names : sequence of str, optional
-        The cases to draw, by default all.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One row for each case, with a mark for each layout.
-    """
+    """Draw the ratio of every case, or of those in `names`; a line runs from the 20th to the 80th percentile."""
     points: dict[str, dict[str, tuple[float, ...]]] = {}
     how = {"mode": mode, "dtype": dtype, "threads": most_threads(record), "layout": tuple(LAYOUTS)}
     for m in record.select(study="cases", provider=OURS, **how):

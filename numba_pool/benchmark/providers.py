@@ -64,25 +64,9 @@ PROVIDERS = {
 
 
 def make_input(case, dtype, layout, device, generator):
-    """Return an input of the case's shape in memory order `layout`.
+    """Return normal random numbers of the case's shape, in memory order `layout`.
 
-    Parameters
-    ----------
-    case : Case
-        The shape.
-    dtype : torch.dtype
-        A floating-point type.
-    layout : str
-        ``"NCHW"``, ``"NHWC"``, or ``"strided"``: a crop out of an NCHW tensor two rows and two columns larger.
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    generator : torch.Generator
-        A source of random numbers on the CPU.
-
-    Returns
-    -------
-    torch.Tensor
-        Normal random numbers of shape ``(N, C, H, W)``.
+    ``"strided"`` is a crop out of an NCHW tensor two rows and two columns larger.
     """
     N, C, H, W = case.input_size
     border = 2 if layout == "strided" else 0

@@ -78,22 +78,7 @@ class Group:
 
 
 def summarize(record, study="cases", baseline=BASELINE):
-    """Group how many times as fast as a baseline numba_pool was.
-
-    Parameters
-    ----------
-    record : Record
-        A run.
-    study : str
-        The cases to sum up.
-    baseline : str
-        The name of another provider.
-
-    Returns
-    -------
-    list of Group
-        In the order of the record.
-    """
+    """Return the `Group` of each mode, layout, dtype and number of threads of a study, in the order of the record."""
     groups = defaultdict(list)
     for m in record.select(provider=OURS, study=study):
         if ratio := record.ratio(m, baseline):
@@ -102,42 +87,19 @@ def summarize(record, study="cases", baseline=BASELINE):
 
 
 def losses(record, baseline=BASELINE, studies=("cases", "network")):
-    """Return where numba_pool was slower than a baseline, the worst first.
+    """Return where numba_pool was slower than a baseline, the worst first: ``(measurement, (median, p20, p80))``.
 
-    Parameters
-    ----------
-    record : Record
-        A run.
-    baseline : str
-        The name of another provider.
-    studies : tuple of str
-        Where to look; a scaling series repeats the cases.
-
-    Returns
-    -------
-    list of tuple
-        ``(measurement, (median, p20, p80))``, the ratios below 1.
+    Scaling series repeat the cases, so they are not looked at.
     """
     found = [(m, record.ratio(m, baseline)) for m in record.select(provider=OURS, study=studies)]
     return sorted(((m, r) for m, r in found if r is not None and r[0] < 1), key=lambda pair: pair[1][0])
 
 
 def against_limit(record, smallest=32e6, window=16):
-    """Return how many times as long as the least work numba_pool took, on inputs that no cache holds.
+    """Return how many times as long as the least work numba_pool took, the farthest first, as `losses` does.
 
-    Parameters
-    ----------
-    record : Record
-        A run.
-    smallest : float
-        The fewest bytes of the input.
-    window : float
-        The fewest input elements for each output element.
-
-    Returns
-    -------
-    list of tuple
-        ``(measurement, (median, p20, p80))``, the farthest from the limit first.
+    Only inputs count that no cache holds, of `smallest` bytes or more, with `window` input elements or more for each
+    output element.
     """
     rows = []
     for m in record.select(provider=OURS, study="cases"):
@@ -190,14 +152,7 @@ def about(m):
 def case_table(record, baseline=BASELINE, **fields):
     """Return the table of numba_pool's measurements beside a baseline's, with the ratio and its spread.
 
-    Parameters
-    ----------
-    record : Record
-        A run.
-    baseline : str
-        The name of another provider.
-    **fields
-        What to select, as `Record.select` takes it.
+    `fields` are what `Record.select` takes.
     """
     rows = []
     for m in record.select(provider=OURS, **fields):

@@ -140,25 +140,9 @@ def network_task(case, mode, layout, dtype, device):
 
 
 def measure(task, providers, threads, device="cpu", **timing):
-    """Check, then time one task with several providers in turn.
+    """Check, then time one task with several providers in turn; return a `Measurement` for each that ran.
 
-    Parameters
-    ----------
-    task : Task
-        As `layer_task` or `network_task` returns it.
-    providers : list of Provider
-        Those without the task's mode or dtype are passed over.
-    threads : int
-        How many threads torch, and with it the package, may use.
-    device : str
-        Chooses the clock.
-    **timing
-        Arguments of `interleave`.
-
-    Returns
-    -------
-    list of Measurement
-        One for each provider that ran, and one named ``"limit"`` where the task has one.
+    Providers without the task's mode or dtype are passed over. `timing` are arguments of `interleave`.
 
     Raises
     ------
@@ -192,25 +176,10 @@ def measure(task, providers, threads, device="cpu", **timing):
 
 
 def measure_new_sizes(case, mode, providers, threads, count=200):
-    """Time inputs of sizes that never come again, each size once with every provider.
+    """Time `count` inputs of sizes that never come again, each size once with every provider.
 
-    Parameters
-    ----------
-    case : Case
-        Its batch, its channels and its output size are kept.
-    mode : str
-        ``"forward"``, or ``"full"`` for a training step.
-    providers : list of Provider
-        Those to time in turn; every second size in the opposite order.
-    threads : int
-        How many threads torch, and with it the package, may use.
-    count : int
-        How many sizes.
-
-    Returns
-    -------
-    list of Measurement
-        One for each provider; entry ``i`` of all samples belongs to the same size, which makes ratios pairwise.
+    The batch, the channels and the output size are the case's. Entry ``i`` of all samples belongs to the same size,
+    which makes ratios pairwise.
     """
     torch.set_num_threads(threads)
     sizes = [(H, W) for H in range(20, 81) for W in range(20, 81)]
@@ -235,20 +204,7 @@ def measure_new_sizes(case, mode, providers, threads, count=200):
 
 
 def copy_bandwidth(device, size=2**30):
-    """Measure what the device's memory gives: gigabytes (1e9 bytes) read and written in a second by a plain copy.
-
-    Parameters
-    ----------
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    size : int
-        Bytes to copy: far more than any cache holds.
-
-    Returns
-    -------
-    float
-        Twice the bytes over the median time.
-    """
+    """Return the gigabytes (1e9 bytes) a second that a copy of `size` bytes moves, which no cache holds."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     samples = interleave({"copy": SAMPLERS[device](lambda: target.copy_(source), torch.get_num_threads())})
@@ -284,23 +240,9 @@ print(json.dumps(times))
 def first_results(threads):
     """Time the first forward and backward of fresh processes, which import torch and numba before the clock starts.
 
-    The first process finds an empty cache and compiles; the second finds what the first has left.
-
-    Parameters
-    ----------
-    threads : int
-        How many threads torch may use.
-
-    Returns
-    -------
-    list of dict
-        For each process: ``cache`` (``"empty"`` or ``"filled"``), ``threads``, and the seconds of ``import`` (of the
-        package), ``forward``, ``backward`` and their ``total``.
-
-    Raises
-    ------
-    RuntimeError
-        If a process fails, with what it said.
+    The first process finds an empty cache and compiles; the second finds what the first has left. Return for each
+    the state of the ``cache``, ``threads``, and the seconds of ``import``, ``forward``, ``backward`` and their
+    ``total``.
     """
     results = []
     with tempfile.TemporaryDirectory() as cache:

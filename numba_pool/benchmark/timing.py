@@ -15,19 +15,10 @@ class WrongResult(Exception):
 def expect(case, mode, input, grad_output):
     """Compute what `mode` should return, by the native op in float64.
 
-    Parameters
-    ----------
-    case : Case
-        Its output size is pooled to.
-    mode : str
-        ``"forward"`` gives the output; ``"backward"`` and ``"full"`` give the gradient of the input.
-    input, grad_output : torch.Tensor
-        Shapes ``(N, C, H, W)`` and ``(N, C, oH, oW)``.
-
     Returns
     -------
     want : torch.Tensor
-        The result, float64.
+        The output for ``"forward"``, else the gradient of the input.
     scale : torch.Tensor
         The result for the absolute values: rounding errors are in proportion to it.
     terms : float
@@ -50,22 +41,8 @@ def check(result, want, scale, terms, chained):
 
     The last rounding may err by the unit of the result's own type.
     Sums are held to 64 units of float32 (of float64 for float64), however many terms they have.
-    A chained provider, which adds one term after the other in the result's own type, is held to a bound that grows
-    with the root of the number of terms.
-
-    Parameters
-    ----------
-    result : torch.Tensor
-        What the provider returned.
-    want, scale, terms
-        As `expect` returns them.
-    chained : bool
-        Whether the wider bound holds.
-
-    Raises
-    ------
-    WrongResult
-        With the largest error and the bound at that place.
+    A `chained` provider, which adds one term after the other in the result's own type, is held to a bound that grows
+    with the root of the number of terms. The other arguments are those that `expect` returns.
     """
     if result.shape != want.shape:
         raise WrongResult(f"shape {tuple(result.shape)}, expected {tuple(want.shape)}")
@@ -118,7 +95,8 @@ SAMPLERS = {"cpu": cpu_sampler, "cuda": cuda_sampler}
 def interleave(samplers, block=0.004, seconds=0.3, rounds=(5, 15), clock=time.perf_counter):
     """Sample several functions in turn, so that a disturbance hits all of them alike.
 
-    One sample is the mean over a block of calls; every second round runs in the opposite order.
+    One sample is the mean over a block of calls that take `block` seconds together; every second round runs in the
+    opposite order.
 
     Parameters
     ----------
