@@ -134,6 +134,29 @@ OTHER_WAYS = {
     "a helper": (
         "@njit\ndef half(a):\n    return a[0:3].sum()\n\n\n" + AVERAGE + "out[0] = (half(row) + half(row[3:6])) / 6"
     ),
+    "a device function": (
+        "@cuda.jit(device=True)\ndef bound(o, I, O):\n    return (o * I + O - 1) // O\n\n\n"
+        "@cuda.jit\ndef thread_each(src, out):\n"
+        "    o, I, O = cuda.grid(1), src.size, out.size\n"
+        "    if o < O:\n"
+        "        held = cuda.local.array(4, np.float32)\n"
+        "        start, end = o * I // O, bound(o + 1, I, O)\n"
+        "        for i in range(start, end):\n"
+        "            held[i - start] = src[i]\n"
+        "        out[o] = held[: end - start].sum() / (end - start)"
+    ),
+    "a loop over the grid": (
+        "@cuda.jit\ndef thread_each(src, out):\n"
+        "    I, O = src.size, out.size\n"
+        "    for o in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, O, cuda.gridsize(1)):\n"
+        "        start, end = o * I // O, ((o + 1) * I + O - 1) // O\n"
+        "        out[o] = 0\n"
+        "        for i in range(start, end):\n"
+        "            out[o] += src[i] / (end - start)"
+    ),
+    "another type for shared memory": next(cell for cell in SOLUTIONS if name_of(cell) == "shared_row").replace(
+        "cuda.shared.array(8, np.float32)", "cuda.shared.array(shape=(8,), dtype='float64')"
+    ),
 }
 
 
