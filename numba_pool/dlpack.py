@@ -11,10 +11,10 @@ import llvmlite.binding
 import numpy as np
 import torch
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import from_dtype, types
+from numba.core import cgutils
 from numba.extending import NativeValue, models, register_model, unbox
 from numba.np.arrayobj import populate_array
-from numba.np.numpy_support import from_dtype
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 

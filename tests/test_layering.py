@@ -4,9 +4,10 @@ A part is a folder, or a file beside them; a file in a folder may import its nei
 """
 
 import ast
+import re
 
 import pytest
-from helpers import PACKAGES
+from helpers import PACKAGES, ROOT
 
 import numba_pool
 
@@ -163,3 +164,54 @@ def test_an_import_against_the_flow_is_found(file, line):
 )
 def test_an_import_with_the_flow_is_none(file, line):
     assert violations({file: line}) == []
+
+
+# Names that begin with an underscore though they are documented: of named tuples, and of Numba's proxies of structures.
+DOCUMENTED = {"_fields", "_getvalue"}
+
+
+def foreign_names(sources):
+    """Return the names with an underscore that a package uses and does not define."""
+    used, own = set(), set(DOCUMENTED)
+    for file, source in sources.items():
+        used |= {part for name in imports(file, source) for part in name.split(".") if is_private(part)}
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute):
+                stored_in_self = ast.unparse(node) == f"self.{node.attr}" and not isinstance(node.ctx, ast.Load)
+                (own if stored_in_self else used).add(node.attr)
+            elif isinstance(node, ast.keyword) and node.arg:
+                used.add(node.arg)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+                used.add(ast.unparse(node.args[1]).strip("'\""))
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+    return {name for name in used - own if is_private(name)}
+
+
+def listed_names():
+    """Return the words in code font of the table of private names."""
+    section = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Private names")[2].partition("\n## ")[0]
+    )
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return {word for row in rows for code in re.findall("`([^`]+)`", row) for word in re.findall(r"\w+", code)}
+
+
+def test_private_names_are_listed():
+    assert foreign_names(sources()) <= listed_names()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch\ntorch._C._nobody_lists_this()",
+        "from numba.core._nobody import function",
+        "njit(_nobody=True)",
+        "getattr(dispatcher, '_nobody')",
+        "self._cache._nobody = 1",
+    ],
+)
+def test_a_private_name_that_is_not_listed_is_found(line):
+    assert foreign_names({"cpu/runtime": line}) - listed_names()

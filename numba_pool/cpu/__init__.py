@@ -20,7 +20,7 @@ way          memory order     windows            what it does
 Pixels of fewer than sixteen channels are pooled as `lines`.
 """
 
-from numba.core import config
+from numba import config
 
 from . import interpreted, runtime
 from .lines import pool_lines

@@ -8,8 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from numba import intp, njit, prange, typeof, types
-from numba.core import config
+from numba import config, intp, njit, prange, typeof, types
 from numba.core.caching import FunctionCache
 from numba.np.ufunc import parallel as thread_pool
 
@@ -198,7 +197,8 @@ _SIZES = typeof(Sizes(*[1] * len(Sizes._fields)))
 
 def _after_fork_in_child():
     global _pool, _inherited
-    _inherited = _inherited or thread_pool._is_initialized
+    # Were the answer not to be had, no child would enter a pool.
+    _inherited = _inherited or getattr(thread_pool, "_is_initialized", True)
     _pool = threading.Lock()
 
 

@@ -14,10 +14,9 @@ import operator
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, overload, register_model
-from numba.np.numpy_support import as_dtype
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model, type_callable
 
 LANES = 16
 WIDE = 64
@@ -347,7 +346,7 @@ def scratch(array, size):
 
 @overload(scratch)
 def _scratch(array, size):
-    dtype = as_dtype(_accumulator(array))
+    dtype = np.float64 if _accumulator(array) == types.float64 else np.float32
     return lambda array, size: np.empty(size, dtype)
 
 
@@ -369,10 +368,9 @@ def reduce_add(typingctx, lanes):
 def _arithmetic(operation, name):
     """Let compiled code apply an operator to two vectors of the same type."""
 
-    @infer_global(operation)
-    class _Template(AbstractTemplate):
-        def generic(self, args, kws):
-            return signature(args[0], *args) if isinstance(args[0], Lanes) and args[0] == args[1] else None
+    @type_callable(operation)
+    def _type(context):
+        return lambda a, b: a if isinstance(a, Lanes) and a == b else None
 
     @lower_builtin(operation, Lanes, Lanes)
     def _lower(context, builder, sig, args):

@@ -1,7 +1,6 @@
 """How kernels and device functions are compiled; in Numba's simulator, they stay the Python functions that they are."""
 
-from numba import cuda
-from numba.core import config
+from numba import config, cuda
 
 try:
     from numba.cuda.extending import intrinsic

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, spawn
+from helpers import PACKAGES, spawn
 from torch.testing import assert_close
 
 from numba_pool import adaptive_avg_pool2d
@@ -277,6 +277,25 @@ def test_fork_after_another_parallel_function(layer):
         assert theirs == str(-signal.SIGTERM)
 
 
+WITHOUT_THE_ANSWER = """
+from numba.np.ufunc import parallel
+step()
+del parallel._is_initialized
+child = os.fork()
+if child == 0:
+    step()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@posix
+@each_layer
+def test_fork_where_numba_does_not_tell(layer):
+    """Without the private name, no child enters a pool."""
+    assert run(WITHOUT_THE_ANSWER, NUMBA_THREADING_LAYER=layer).split() == ["0"]
+
+
 def _pool_of_ones(n):
     return adaptive_avg_pool2d(torch.full((8, 8, 64, 64), float(n)), 3).sum().item()
 
@@ -334,7 +353,7 @@ def test_two_processes_train_as_one(wrapper, tmp_path):
         pytest.skip("this torch has no fully_shard")
     script = tmp_path / "train.py"
     script.write_text(TRAINING.format(wrap=wrap, gather=gather))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     weights = []
     for name, launcher in (("two", torchrun), ("one", [])):
