@@ -1,13 +1,15 @@
 """Real networks with random weights: after the swap they compute the same, and learn the same."""
 
 import copy
+import importlib
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from numba_pool import AdaptiveAvgPool2d, convert_adaptive_avg_pool2d
+import numba_pool.functional
+from numba_pool import AdaptiveAvgPool2d, convert_adaptive_avg_pool2d, override_adaptive_avg_pool2d
 
 pytestmark = pytest.mark.models
 
@@ -21,6 +23,7 @@ TORCHVISION = {
     "squeezenet1_1": 64,
     "googlenet": 64,
     "inception_v3": 96,
+    "mobilenet_v2": None,  # calls it too
     "mnasnet0_5": None,  # takes the mean
     "mobilenet_v3_small": 64,  # squeeze and excitation too
     "efficientnet_b0": 64,
@@ -32,11 +35,16 @@ TIMM = {"dpn48b": 64, "hrnet_w18_small": 64, "rexnet_100": 64, "cspresnet50": 64
 
 
 def _torchvision():
-    # A build for CUDA finds no libraries on a machine without: it misses two operators, which no network here calls.
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
+    try:
+        return importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        pytest.skip("needs torchvision (the extra `models`)")
+    except RuntimeError:
+        # Made for another build of torch, it has none of its own operators and stumbles over them. No network here
+        # calls one.
+        for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    return pytest.importorskip("torchvision", reason="needs torchvision (the extra `models`)")
+        return importlib.import_module("torchvision")
 
 
 def _build(family, name):
@@ -97,9 +105,57 @@ def test_converted_network(family, name, size):
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
         assert_close(_outputs(swapped.eval(), x), _outputs(original.eval(), x), rtol=1e-9, atol=1e-10)
-    ours, native = (_train(model.train(), x, steps=3) for model in (swapped, original))
+    assert_learn_alike((swapped.train(), original.train()), x)
+
+
+def assert_learn_alike(models, x):
+    ours, native = (_train(model, x, steps=3) for model in models)
     for mine, theirs in zip(ours, native, strict=True):
         assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+class Within(nn.Module):
+    """A model, called within the context that overrides torch's function."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        with override_adaptive_avg_pool2d():
+            return self.model(x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", [None, "aot_eager"], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "resnet18"])
+def test_overridden_network(name, backend, monkeypatch):
+    """Those that call the function, and one that holds the layer, which calls it."""
+    original = _build("torchvision", name).double()
+    model, pooled = copy.deepcopy(original), []
+    if backend:
+        torch._dynamo.reset()
+        model = torch.compile(model, backend=_noting(pooled, backend))
+    else:
+        pool = numba_pool.functional.pool
+        monkeypatch.setattr(numba_pool.functional, "pool", lambda *given: pooled.append(given) or pool(*given))
+    ours = Within(model)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(ours.eval()(x), original.eval()(x), rtol=1e-9, atol=1e-10)
+    assert pooled
+    assert_learn_alike((ours.train(), original.train()), x)
+
+
+def _noting(pooled, backend):
+    """Return a backend of torch.compile that notes where a graph holds our operator."""
+
+    def compile_graph(graph, inputs):
+        pooled.extend(node for node in graph.graph.nodes if "numba_pool" in str(node.target))
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    return compile_graph
 
 
 def test_networks_that_do_not_hold_the_layer_stay():

@@ -2,13 +2,21 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import assert_close, exact_pool
 from torch import nn
 
-from numba_pool import AdaptiveAvgPool2d, adaptive_avg_pool2d, convert_adaptive_avg_pool2d
+from numba_pool import (
+    AdaptiveAvgPool2d,
+    adaptive_avg_pool2d,
+    convert_adaptive_avg_pool2d,
+    functional,
+    override_adaptive_avg_pool2d,
+)
 
 X = torch.ones(2, 3, 7, 9)
 
@@ -104,3 +112,82 @@ def test_convert_a_bare_layer():
 def test_convert_takes_modules_alone(wrong):
     with pytest.raises(TypeError, match=r"expected a torch.nn.Module, not (NoneType|type|list|Tensor)"):
         convert_adaptive_avg_pool2d(wrong)
+
+
+class CallsTheFunction(nn.Module):
+    """A model with no layer to convert, and one layer that calls the function too."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.layer = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d((None, 2))
+
+    def forward(self, x):
+        x = F.adaptive_avg_pool2d(self.convolution(x).relu(), output_size=(3, 4))
+        return self.layer(x).flatten(1)
+
+
+@pytest.fixture
+def pooled(monkeypatch):
+    """Return a list of the output sizes that our function is called with."""
+    sizes, pool = [], functional.pool
+    monkeypatch.setattr(functional, "pool", lambda input, size: sizes.append(size) or pool(input, size))
+    return sizes
+
+
+def test_override_reaches_functions_and_layers(pooled):
+    """Forward and backward, of a model that converting leaves unchanged but for its layer."""
+    model = CallsTheFunction()
+    expected = model(X)
+    gradients = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    assert not pooled
+    with override_adaptive_avg_pool2d():
+        output = model(X)
+    assert pooled == [(3, 4), (3, 2)]
+    torch.testing.assert_close(output, expected)
+    ours = torch.autograd.grad(output.square().sum(), list(model.parameters()))
+    torch.testing.assert_close(ours, gradients)
+
+
+def test_override_ends_with_its_context(pooled):
+    """After an error too; contexts nest."""
+    with override_adaptive_avg_pool2d():
+        with pytest.raises(RuntimeError), override_adaptive_avg_pool2d():
+            F.adaptive_avg_pool2d(X, -1)
+        F.adaptive_avg_pool2d(X, 3)
+    F.adaptive_avg_pool2d(X, 4)
+    assert pooled == [(3, 3)]
+
+
+def test_override_changes_nothing_else(pooled):
+    """Neither other functions, nor torch's own name of this one, nor other threads."""
+    native, outputs = F.adaptive_avg_pool2d, []
+    with override_adaptive_avg_pool2d():
+        assert F.adaptive_avg_pool2d is native
+        assert F.adaptive_max_pool2d(X, 2).equal(torch.ones(2, 3, 2, 2))
+        other = threading.Thread(target=lambda: outputs.append(F.adaptive_avg_pool2d(X, 2)))
+        other.start()
+        other.join()
+    assert outputs[0].equal(torch.ones(2, 3, 2, 2))
+    assert not pooled
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_override_a_compiled_model(backend):
+    """The graph holds our operator within the context, and torch's outside of it."""
+    model, graphs = CallsTheFunction(), []
+
+    def keep(graph, inputs):
+        graphs.append(str(graph.graph))
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=keep, fullgraph=True)
+    expected = model(X)
+    torch.testing.assert_close(compiled(X), expected)
+    with override_adaptive_avg_pool2d():
+        output = compiled(X)
+    torch.testing.assert_close(output, expected)
+    assert ["numba_pool" in graph for graph in graphs] == [False, True]
+    gradients = (torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (output, expected))
+    torch.testing.assert_close(*gradients)
+    torch._dynamo.reset()
