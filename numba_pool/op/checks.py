@@ -1,6 +1,7 @@
 """Every check of an argument, and every error message.
 
-Exceptions have the types that torch's own op raises for the same mistake; where its message is clear, it is kept.
+Exceptions have the types that torch's own op raises for the same mistake (in torch 2.13; versions differ); where its
+message is clear, it is kept.
 The checks do not depend on the output size, as the native op's do.
 """
 
@@ -132,7 +133,8 @@ def _pair(input, output_size):
 
 def _index(size):
     """Return an integer of any library as an int; a bool is none, whoever made it."""
-    if isinstance(size, bool) or (isinstance(size, Tensor) and size.dtype == torch.bool):
+    # NumPy 1 made an index of its bools.
+    if isinstance(size, bool) or str(getattr(size, "dtype", "")) in ("bool", "torch.bool"):
         raise TypeError
     return operator.index(size)
 
