@@ -61,6 +61,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     -----
     Derivatives of any order, forward-mode AD, ``torch.func``'s transforms and ``torch.compile`` are supported.
     ``torch.export`` and ONNX see torch's native operator, so an exported program does not need Numba.
+    In ONNX, with either operator, a program with a dynamic height or width is right for the example's sizes alone and
+    may be wrong for others without a word, but for an output of 1x1: so torch's exporter decomposes the operator.
     The first call for each dtype compiles a kernel; see `precompile`.
 
     The windows are those of ATen, ``aten/src/ATen/native/AdaptivePooling.h``.

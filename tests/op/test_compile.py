@@ -205,6 +205,58 @@ def test_onnx(dynamo):
     assert_close(torch.from_numpy(output), net(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+# What an exporter is shown, and the sizes that the program is then used with.
+EXAMPLE, OTHERS = torch.randn(2, 3, 14, 8), (torch.randn(2, 3, 15, 9), torch.randn(1, 3, 7, 30))
+ANY_SIZE = {2: torch.export.Dim("H", min=5, max=64), 3: torch.export.Dim("W", min=5, max=64)}
+
+
+@pytest.mark.parametrize("output_size", [1, (3, 2), (5, 3)], ids=str)
+def test_decompositions_are_those_of_the_native_layer(output_size):
+    """For a dynamic height and width too."""
+    programs = [
+        torch.export.export(Net(layer(output_size)).eval(), (EXAMPLE,), dynamic_shapes={"x": ANY_SIZE})
+        for layer in (AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
+    ]
+    ours, native = ([str(node) for node in p.run_decompositions().graph.nodes] for p in programs)
+    assert ours == native
+    assert any("pool" in node or "mean" in node for node in ours)
+
+
+@pytest.mark.parametrize("output_size", [1, (3, 2), (5, 3)], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_any_size_agrees_with_the_native_layers(output_size):
+    """Whatever the exporter makes of a dynamic height and width, right or wrong, it makes the same of both layers."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
+    pytest.importorskip("onnxscript", reason="torch's exporter needs onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    net = Net(AdaptiveAvgPool2d(output_size)).eval()
+    twin = copy.deepcopy(net)
+    twin.pool = nn.AdaptiveAvgPool2d(output_size)
+
+    def export(net):
+        file = io.BytesIO()
+        torch.onnx.export(net, (EXAMPLE,), file, dynamo=True, verbose=False, dynamic_shapes={"x": ANY_SIZE})
+        model = onnx.load_from_string(file.getvalue())
+        (name,) = [given.name for given in model.graph.input]
+        return model, lambda x: torch.from_numpy(ReferenceEvaluator(model).run(None, {name: x.numpy()})[0])
+
+    def outcome(run, x):
+        try:
+            return run(x)
+        except Exception as error:
+            return repr(error)
+
+    (model, run), (native_model, native_run) = (export(each) for each in (net, twin))
+    assert [node.op_type for node in model.graph.node] == [node.op_type for node in native_model.graph.node]
+    assert_close(run(EXAMPLE), net(EXAMPLE).detach(), rtol=1e-4, atol=1e-5)
+    for x in OTHERS:
+        ours, native = outcome(run, x), outcome(native_run, x)
+        assert ours.equal(native) if isinstance(ours, torch.Tensor) else ours == native
+        if output_size == 1:  # the one size for which the docstring promises that it is right
+            assert_close(ours, net(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript():
     """Traced and scripted programs hold the native operator, and run without Python."""
