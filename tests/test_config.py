@@ -10,6 +10,7 @@ import torch
 from helpers import DTYPES, spawn
 
 import numba_pool
+from numba_pool.cuda import launch
 
 
 def printed_config(capsys):
@@ -45,6 +46,23 @@ def test_show_config_tells_why_there_is_no_cuda(capsys, monkeypatch):
     assert printed_config(capsys)["CUDA"] == f"no: torch {torch.__version__} finds no usable NVIDIA GPU"
     monkeypatch.setattr(torch.version, "cuda", None)
     assert printed_config(capsys)["CUDA"] == "no: this build of torch has no CUDA"
+
+
+def test_show_config_tells_whether_numba_cuda_works(capsys, monkeypatch):
+    """A GPU alone is not enough: numba-cuda must be there, and load."""
+
+    def missing():
+        raise ImportError("numba_pool needs numba-cuda for CUDA tensors")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imagined")
+    for load, expected in (
+        (missing, "no: numba_pool needs numba-cuda for CUDA tensors"),
+        (lambda: None, "yes: NVIDIA Imagined, CUDA 13.0"),
+    ):
+        monkeypatch.setattr(launch, "load_kernels", load)
+        assert printed_config(capsys)["CUDA"] == expected
 
 
 def test_the_threading_layer_is_named_once_it_is_chosen():

@@ -1,6 +1,7 @@
 """The package as others install it: read-only, with a damaged or a full cache, without OpenMP, from a wheel."""
 
 import ast
+import compileall
 import email
 import itertools
 import shutil
@@ -136,6 +137,30 @@ def test_without_openmp(warm_cache):
     before = "import sys; sys.modules['numba.np.ufunc.omppool'] = sys.modules['numba.np.ufunc.tbbpool'] = None"
     code = f"{before}\n{COMPUTE}\nimport numba; print(numba.threading_layer())"
     assert spawn(code, NUMBA_CACHE_DIR=warm_cache).split() == ["workqueue"]
+
+
+WHERE = """
+assert numba_pool.__file__.startswith({where!r}) and numba_pool.__file__.endswith({suffix!r}), numba_pool.__file__
+"""
+
+
+@pytest.mark.slow
+def test_from_compiled_files_alone(copied, tmp_path_factory):
+    """No source can be read, neither by Numba nor for the stamp of the cache."""
+    assert compileall.compile_dir(copied, legacy=True, quiet=1)
+    for path in copied.rglob("*.py"):
+        path.unlink()
+    code = COMPUTE + WHERE.format(where=str(copied), suffix=".pyc")
+    cache = tmp_path_factory.mktemp("cache")
+    assert spawn(code, packages=copied, NUMBA_CACHE_DIR=cache).strip() == ""
+
+
+@pytest.mark.slow
+def test_from_a_zip_file(copied, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zipped")
+    archive = shutil.make_archive(folder / "packages", "zip", copied)
+    code = f"import sys; sys.path.insert(0, {archive!r})\n{COMPUTE}" + WHERE.format(where=archive, suffix=".py")
+    assert spawn(code, packages=folder, NUMBA_CACHE_DIR=folder / "cache").strip() == ""
 
 
 @pytest.fixture(scope="module")
