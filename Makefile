@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install book translations test slow lint format bench records notebooks lab clean
+.PHONY: help install book translations test slow matrix lint format bench records notebooks lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: $(INSTALLED) ## run the tests, less the slow ones
 slow: $(INSTALLED) ## run the slow tests: chapters as notebooks, built pages, real models
 	$(BIN)/python -m pytest -m slow
 
+matrix: $(INSTALLED) ## test the installed package with the oldest, the pinned and the newest versions
+	$(BIN)/nox $(ARGS)
+
 lint: $(INSTALLED) ## run ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -67,4 +70,4 @@ lab: notebooks ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=_build/notebooks
 
 clean: ## remove what was built, but keep .venv
-	rm -rf _build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build build dist .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import PACKAGES
 
 import numba_pool
 from numba_pool import reference
@@ -20,7 +20,6 @@ from numba_pool.benchmark.compare import bound
 from numba_pool.benchmark.providers import BASELINE, LIMIT, MODES, OURS, PROVIDERS, Provider, native
 from numba_pool.benchmark.records import Measurement, Record, describe_machine, ratios
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = Case("small", "does not divide", (2, 3, 7, 9), (3, 4), ALL_DTYPES, strided=True)
 SHORT = {"block": 1e-4, "seconds": 0.0, "rounds": (2, 2)}
 NATIVE = Provider(BASELINE, lambda: native, chained=True)
@@ -367,12 +366,12 @@ class TestCommand:
                 *(sys.executable, "-m", "numba_pool.benchmark", "--quick", "--cases", "^call 8", "--dtypes", "float32"),
                 *("--layouts", "NCHW", "--threads", "1", "--studies", "cases", "--output", path),
             ],
-            cwd=ROOT,
+            cwd=PACKAGES,
             capture_output=True,
             text=True,
         )
         assert process.returncode == 0, process.stderr
-        assert process.stderr == ""
+        assert "\x1b" not in process.stderr  # no progress bar; what torch's builds log there is their own
         assert "call 8 to 2, 1×64×8×8 → 2" in process.stdout
         record = Record.load(path)
         assert {(m.mode, m.provider) for m in record.measurements} >= {

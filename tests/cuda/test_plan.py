@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-pytest.importorskip("numba.cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
+pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
 
 from cuda_support import SMALL
 

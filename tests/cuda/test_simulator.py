@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers import PACKAGES
 
 HERE = Path(__file__).parent
 
 
 def test_kernels_in_the_simulator():
-    pytest.importorskip("numba.cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "in_simulator.py"), "-k"]
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(PACKAGES)}
 
     def run(which):
         return subprocess.run([*command, which], env=environment, capture_output=True, text=True, timeout=900)
