@@ -177,6 +177,8 @@ def is_incomplete(message):
 def markup(text):
     """Return how often each piece of markup stands in a message, of all that a translation has to keep."""
     pieces = Counter()
+    text = re.sub(r":([a-z:]+):(?=`)", r"{\1}", text)  # docstrings are reStructuredText, their translations Markdown
+    text = text.replace("{autolink}`", "`")  # its role without a name
     for pattern in (
         r"\{[\w:-]+\}`[^`]*`",  # roles, before code
         r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)",  # code, before formulas

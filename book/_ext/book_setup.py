@@ -1,12 +1,18 @@
 """Local Sphinx extension: what the book needs beyond Jupyter Book's own settings."""
 
 import hashlib
+import re
+import shutil
 import sys
 from pathlib import Path
 
 from docutils import nodes
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting import unsrt
+from pybtex.style.labels import BaseLabelStyle
 
 sys.path.insert(0, str(Path(__file__).parent))
+import chinese
 import editions
 import notebooks
 
@@ -41,7 +47,32 @@ LINKS = {
     "torch.nn.functional.adaptive_avg_pool2d": TORCH + "generated/torch.nn.functional.adaptive_avg_pool2d.html",
 }
 
+LINE = {"en": "line", "zh_CN": "行"}
+
+CLOSING = re.compile(r"[,.;:!?)\]，。；：！？、）」”’]+")
+
 DOWNLOAD = {"en": "Download this chapter as a notebook", "zh_CN": "下载本章的 notebook"}
+
+
+class AuthorYearLabels(BaseLabelStyle):
+    """Labels of the bibliography as the text refers to its entries: He et al., 2015."""
+
+    def format_labels(self, sorted_entries):
+        """Yield the label of every entry."""
+        for entry in sorted_entries:
+            names = [" ".join(person.last_names) for person in entry.persons["author"]]
+            names = names if len(names) < 3 else [f"{names[0]} et al."]
+            yield f"{' and '.join(names)}, {entry.fields['year']}"
+
+
+class AuthorYear(unsrt.Style):
+    """The bibliography in the order of its authors, with those labels."""
+
+    default_label_style = AuthorYearLabels
+    default_sorting_style = "author_year_title"
+
+
+register_plugin("pybtex.style.formatting", "author_year", AuthorYear)
 
 
 def executed_sources_digest():
@@ -104,9 +135,38 @@ def write_notebooks(app, exception):
         return
     for pagename in app.env.found_docs:
         if found := notebook_of(app, pagename):
-            messages = editions.messages(pagename) if app.config.language == editions.LANGUAGE else None
-            notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1], messages)
+            chinese_edition = app.config.language == editions.LANGUAGE
+            tables = (editions.messages(pagename), editions.remarks()) if chinese_edition else ()
+            notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1], *tables)
     notebooks.copy_records(Path(app.outdir) / "notebooks")
+
+
+def write_entry(app, exception):
+    """Write the page that a visit begins with: it goes on to the edition in the language of the browser."""
+    if not exception and app.builder.name == "html" and app.config.language != editions.LANGUAGE:
+        shutil.copyfile(ROOT / "book" / "_static" / "entry.html", Path(app.outdir) / "index.html")
+
+
+def keep_together(app, doctree, docname):
+    """Keep a formula and the punctuation after it on one line."""
+    for math in list(doctree.findall(nodes.math)):
+        after = math.next_node(descend=False, siblings=True)
+        if isinstance(after, nodes.Text) and (found := CLOSING.match(after)):
+            math.parent.replace(after, nodes.Text(after[found.end() :]))
+            math.replace_self(nodes.inline("", "", math.deepcopy(), nodes.Text(found[0]), classes=["together"]))
+
+
+def name_listings(app, doctree):
+    """Say above code of the package which file it stands in, and in which line."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        source = Path(block.get("source", ""))
+        if not source.is_relative_to(ROOT / "numba_pool"):
+            continue
+        first = block.astext().partition("\n")[0].strip()
+        lines = source.read_text(encoding="utf-8").splitlines()
+        number = next((i for i, line in enumerate(lines, 1) if line.strip() == first), None)
+        text = source.relative_to(ROOT).as_posix() + (f", {LINE[app.config.language]} {number}" if number else "")
+        block.replace_self([nodes.paragraph("", "", nodes.literal("", text), classes=["listing"]), block])
 
 
 def prepare_catalogs(app):
@@ -120,7 +180,9 @@ def setup(app):
     """Register the hooks."""
     app.connect("builder-inited", prepare_catalogs)
     app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
+    app.add_config_value("tables_digest", chinese.digest(), "env")
     app.add_transform(editions.TranslateExercises)
+    app.add_transform(chinese.AddSearchWords)
     # The English pages are written again as soon as the Chinese ones are there to be linked to.
     app.add_config_value("has_other_edition", editions.EDITION.exists(), "html")
     app.connect("config-inited", key_cache, priority=1)
@@ -130,5 +192,9 @@ def setup(app):
     app.connect("html-page-context", drop_duplicate_scripts, priority=900)
     app.connect("missing-reference", link_known_name)
     app.connect("doctree-resolved", offer_notebook)
+    app.connect("doctree-resolved", chinese.polish)
+    app.connect("doctree-resolved", keep_together)
+    app.connect("doctree-read", name_listings)
+    app.connect("build-finished", write_entry)
     app.connect("build-finished", write_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,6 +4,7 @@ Usage: python book/_ext/editions.py build      build the edition into _build/htm
        python book/_ext/editions.py catalogs   bring the catalogs up to date with the English sources
 """
 
+import functools
 import io
 import json
 import re
@@ -11,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import comments
 import notebooks
 import yaml
 from babel.messages.catalog import Catalog
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 ROOT = notebooks.ROOT
 LOCALE = ROOT / "book" / "locale"
 LANGUAGE = "zh_CN"
+COMMENTS = LOCALE / LANGUAGE / "comments.po"
 TEMPLATES = ROOT / "_build" / "gettext" / "catalogs"
 EDITION = ROOT / "_build" / "html" / "zh"
 
@@ -38,7 +41,7 @@ CHINESE = {
     "author": "numba_pool 作者",
     "has_other_edition": True,
     "html_theme_options": {"search_bar_text": "搜索本书……"},
-    "html_js_files": ["a11y.js", "zh.js"],
+    "html_js_files": ["a11y.js", "edition.js", "zh.js"],
     "html_search_options": {"dict": str(ROOT / "book" / "_ext" / "words_zh.txt")},
     "nb_code_prompt_show": "显示代码",
     "nb_code_prompt_hide": "隐藏代码",
@@ -100,10 +103,12 @@ def drop_code(app, docname, source):
 
 
 def keep_english(app, doctree):
-    """Keep formulas out of the catalogs, and texts from outside of the book's folder: docstrings, the changelog."""
+    """Keep formulas out of the catalogs, the changelog, and the names and types that docstrings are made of."""
     for node in doctree.findall(nodes.TextElement):
-        outside = node.source and not node.source.startswith(str(ROOT / "book"))
-        if isinstance(node, nodes.math_block) or (outside and node.parent.parent is not doctree):
+        source = node.source or ""
+        changelog = source.startswith(str(ROOT / "CHANGELOG")) and node.parent.parent is not doctree
+        name = isinstance(node, nodes.term | nodes.classifier) and source.startswith(str(ROOT / "numba_pool"))
+        if isinstance(node, nodes.math_block) or changelog or name:
             node["translatable"] = False
 
 
@@ -166,6 +171,22 @@ def messages(page):
     return {message.id: message.string for message in catalog if message.id and message.string and not message.fuzzy}
 
 
+@functools.cache
+def remarks():
+    """Return the translated comments and docstrings of the chapters' code, from English to Chinese."""
+    return {entry.id: entry.string for entry in read_catalog(COMMENTS) if entry.id and entry.string}
+
+
+def remarks_of(source):
+    """Return the comments and docstrings of the code that the chapter in the file `source` shows."""
+    found = []
+    for cell in notebooks.notebook(source).cells:
+        listings = [part[1] for part in notebooks.LISTING.findall(cell.source)]
+        for code in [cell.source] if cell.cell_type == "code" else listings:
+            found += comments.messages_of(code)
+    return found
+
+
 def report_lost(app, doctree):
     """Warn of translations that Sphinx drops in silence, because they are no single paragraph."""
     if app.config.language == LANGUAGE:
@@ -197,18 +218,32 @@ def link_editions(app, pagename, templatename, context, doctree):
     context["metatags"] = context.get("metatags", "") + f'<link rel="alternate" hreflang="{other}" href="{url}">\n'
 
 
+def write_catalog(catalog, target):
+    """Write `catalog` into the file `target`, without what changes by itself."""
+    for message in catalog:
+        message.flags -= {"python-format", "python-brace-format"}  # guessed from Markdown's braces
+    text = io.BytesIO()
+    write_po(text, catalog, width=0, omit_header=True, ignore_obsolete=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(HEADER.encode() + text.getvalue())
+
+
 def update_catalogs():
     """Bring every page's catalog up to date: new messages are empty, and changed ones marked as fuzzy."""
     for path in sorted(TEMPLATES.rglob("*.pot")):
         target = catalog_of(path.relative_to(TEMPLATES).with_suffix("").as_posix())
         catalog = read_catalog(target) if target.exists() else Catalog(LANGUAGE)
         catalog.update(read_catalog(path))
-        for message in catalog:
-            message.flags -= {"python-format", "python-brace-format"}  # guessed from Markdown's braces
-        text = io.BytesIO()
-        write_po(text, catalog, width=0, omit_header=True, ignore_obsolete=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(HEADER.encode() + text.getvalue())
+        write_catalog(catalog, target)
+
+
+def update_remarks():
+    """Bring the catalog of the code's comments up to date: new messages are empty, and old ones leave."""
+    known, catalog = remarks(), Catalog(LANGUAGE)
+    for source in notebooks.chapters():
+        for text in remarks_of(source):
+            catalog.add(text, known.get(text, ""))
+    write_catalog(catalog, COMMENTS)
 
 
 def main(command):
@@ -219,6 +254,7 @@ def main(command):
         shutil.rmtree(TEMPLATES, ignore_errors=True)
         write_templates(TEMPLATES)
         update_catalogs()
+        update_remarks()
 
 
 if __name__ == "__main__":

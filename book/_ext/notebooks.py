@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import comments
 import jupytext
 import nbformat
 import yaml
@@ -25,6 +26,9 @@ OPTION = re.compile(r"^:([\w-]+): ?(.*)$", re.MULTILINE)
 ROLE = re.compile(r"\{([\w:-]+)\}(`+)(.+?)\2", re.DOTALL)
 LABEL = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
 LINK = re.compile(r"(\]\([^)\s:]+)\.md(#[^)]*)?\)")
+
+# Python code that the text includes.
+LISTING = re.compile(r"^(```python\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
 
 # What stands before a message on its line: markers, a number, the bar of a table, a directive or one of its options.
 BEFORE_MESSAGE = r"^[^\w\n|]*|^[ ]*\d+\. |\|[ ]*|^[`:]+\{[\w:-]+\} |^:[\w-]+: "
@@ -113,13 +117,22 @@ def plain(markdown, folder, words=None):
     return LINK.sub(r"\1.ipynb\2)", ROLE.sub(role, markdown)).strip("\n")
 
 
-def notebook(source, messages=None):
-    """Return the chapter in the file `source` as a notebook without outputs, translated by the table `messages`."""
+def notebook(source, messages=None, remarks=None):
+    """Return the chapter in the file `source` as a notebook without outputs.
+
+    The table `messages` translates its text, the table `remarks` the comments and docstrings of its code.
+    """
     result = jupytext.read(source, fmt="md:myst")
     for cell in result.cells:
         if cell.cell_type == "markdown":
             text = translated(cell.source, messages) if messages else cell.source
             cell.source = plain(text, source.parent, WORDS if messages else None)
+            if remarks:
+                cell.source = LISTING.sub(
+                    lambda match: match[1] + comments.translated(match[2], remarks) + match[3], cell.source
+                )
+        elif remarks and cell.cell_type == "code":
+            cell.source = comments.translated(cell.source, remarks)
     result.cells = [cell for cell in result.cells if cell.source]
     result.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -127,10 +140,10 @@ def notebook(source, messages=None):
     return result
 
 
-def write(source, target, messages=None):
-    """Write the chapter in the file `source`, translated by the table `messages`, to the notebook file `target`."""
+def write(source, target, messages=None, remarks=None):
+    """Write the chapter in the file `source`, translated as in `notebook`, to the notebook file `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook(source, messages), target)
+    nbformat.write(notebook(source, messages, remarks), target)
 
 
 def copy_records(folder):

@@ -24,17 +24,17 @@
     zh: {
       sizes: "尺寸",
       H: "输入高度 H", W: "输入宽度 W", oH: "输出高度 oH", oW: "输出宽度 oW",
-      input: (h, w) => `输入 x,${h} × ${w}`,
-      output: (h, w) => `输出 y,${h} × ${w}`,
-      caption: "指向一个输出格,可看到它在输入上的窗口。"
-        + "指向一个输入格,可看到哪些输出把梯度 g 传给它。"
-        + "键盘操作:用 Tab 键进入网格,用方向键移动。"
-        + "蓝色:所指的格子。橙色并带下划线:与它相连的格子。",
-      window: (y, x, kh, kw) => `${y} 是窗口 ${x} 的平均值:${kh} × ${kw} = ${kh * kw} 个元素。`,
-      holders: (x, y, n) => `${x} 位于 ${n} 个窗口之中,即 ${y} 的窗口。`,
-      bounds: (rows, columns) => `行:${rows};列:${columns}。`,
-      range: (from, to) => `从 ${from} 到 ${to}(不含)`,
-      ones: v => `若每个 g = 1,则结果为 ${v}。`,
+      input: (h, w) => `输入 x，${h} × ${w}`,
+      output: (h, w) => `输出 y，${h} × ${w}`,
+      caption: "指向一个输出格，可看到它在输入上的窗口。"
+        + "指向一个输入格，可看到哪些输出把梯度 g 传给它。"
+        + "键盘操作：用 Tab 键进入网格，用方向键移动。"
+        + "蓝色：所指的格子。橙色带下划线：与它相连的格子。",
+      window: (y, x, kh, kw) => `${y} 是窗口 ${x} 的平均值：${kh} × ${kw} = ${kh * kw} 个元素。`,
+      holders: (x, y, n) => `${x} 位于 ${n} 个窗口中，即 ${y} 的窗口。`,
+      bounds: (rows, columns) => `行：${rows}；列：${columns}。`,
+      range: (from, to) => `从 ${from} 到 ${to}（不含）`,
+      ones: v => `若每个 g = 1，则结果为 ${v}。`,
     },
   };
   const text = document.documentElement.lang.startsWith("zh") ? TEXT.zh : TEXT.en;

@@ -172,7 +172,7 @@ def test_chinese(browser, site):
         page = context.new_page()
         page.goto(site + "zh-CN.html")
         assert page.locator("legend").inner_text() == "尺寸"
-        assert said(page)[0] == "y[1, 1] 是窗口 x[2:5, 2:5] 的平均值:3 × 3 = 9 个元素。"
+        assert said(page)[0] == "y[1, 1] 是窗口 x[2:5, 2:5] 的平均值：3 × 3 = 9 个元素。"
         words = page.locator(".pool-windows").inner_text()
         assert not {"Input", "Output", "Rows", "window"} & set(words.split())
 
