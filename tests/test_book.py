@@ -47,7 +47,7 @@ def imported(code):
 
 
 # What a chapter takes apart, which nobody should build on.
-TAKEN_APART = ("numba_pool.cpu.choose", "numba_pool.cpu.simd.", "numba_pool.cuda.plan.choose")
+TAKEN_APART = ("numba_pool.cpu.choose", "numba_pool.cpu.simd.", "numba_pool.cuda.plan.choose", "numba_pool.cuda.ptx")
 
 
 def private(dotted):

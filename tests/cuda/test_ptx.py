@@ -3,9 +3,7 @@
 Where ``ptxas`` is at hand, it tells the registers and the spills too.
 """
 
-import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -13,98 +11,69 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` o
 
 from numba import cuda, types
 
-from numba_pool.cuda.kernels import KERNELS
-from numba_pool.cuda.limits import full_width
 from numba_pool.cuda.packs import pack_of
+from numba_pool.cuda.ptx import (
+    KINDS,
+    PACK,
+    assemble,
+    census,
+    compile_to_ptx,
+    count,
+    counts,
+    make_kernel,
+)
 
-KINDS = ["tiles", "strips", "strips singly", "pixels", "pixels singly", "bundles", "bundles singly", "finish"]
-# A pack of 16 bytes, as PTX moves it.
-PACK = {"float64": r"v2\.f64", "float32": r"v4\.f32", "float16": r"v4\.[ub]32", "bfloat16": r"v4\.[ub]32"}
 SUMS = {"float64": r"v2\.f64", "float32": r"v4\.f32", "float16": r"v4\.f32", "bfloat16": r"v4\.f32"}
-
-
-def make_kernel(kind, dtype, backward):
-    name, _, singly = kind.partition(" ")
-    options = () if name in ("tiles", "finish") else (1 if singly else full_width(dtype),)
-    return KERNELS[name](dtype, backward, *options)
-
-
-def compile_to_ptx(function, capability):
-    arguments = (types.int64,) * function.__code__.co_argcount
-    return cuda.compile_ptx(function, types.void(*arguments), cc=capability)[0]
-
-
-def count(pattern, ptx):
-    return len(re.findall(pattern, ptx))
-
-
-def find(pattern, text):
-    """Return the groups of the first match, which there must be."""
-    match = re.search(pattern, text)
-    assert match, pattern
-    return match.groups()
 
 
 def check_common(ptx):
     """Raise AssertionError if a kernel adds atomically, uses local memory or calls a function."""
-    assert not count(r"\b(atom|red)\.", ptx), "atomic"
-    assert not count(r"\.local\b", ptx), "local memory"
-    assert not count(r"\bcall\b", ptx), "call"
+    found = counts(ptx, "float32")
+    assert not found["atomics"], "atomic"
+    assert not found["local"], "local memory"
+    assert not found["calls"], "call"
 
 
 def check_packs(kind, dtype, ptx):
     """Raise AssertionError unless a kernel moves packs where packs were meant, and only there."""
-    loads, stores = (count(rf"\b{op}\.global\.{PACK[dtype]}", ptx) for op in ("ld", "st"))
-    assert bool(loads) == (kind in ("tiles", "strips", "pixels", "bundles")), "loads"
-    assert bool(stores) == (kind in ("tiles", "pixels")), "stores"
+    found = counts(ptx, dtype)
+    assert bool(found["16-byte loads"]) == (kind in ("tiles", "strips", "pixels", "bundles")), "loads"
+    assert bool(found["16-byte stores"]) == (kind in ("tiles", "pixels")), "stores"
     if kind == "tiles":
         assert count(rf"\bst\.shared\.{SUMS[dtype]}", ptx), "packs to shared memory"
         assert count(rf"\bld\.shared\.{SUMS[dtype]}", ptx), "packs from shared memory"
     if kind in ("strips", "pixels", "bundles"):
-        assert not count(r"\bld\.global\.(?!v)", ptx), "single loads"
+        assert not found["other loads"], "single loads"
 
 
-def check_assembled(ptx, capability, most, tmp_path):
+def check_assembled(ptx, capability, most):
     """Raise AssertionError if ``ptxas`` needs more than `most` registers, or spills."""
-    ptxas = shutil.which("ptxas")
-    if ptxas is None:
+    if shutil.which("ptxas") is None:
         pytest.skip("ptxas is not on the PATH: registers and spills not counted")
-    source = tmp_path / "kernel.ptx"
-    # Numba's compiler may be newer than ptxas, and write a version that ptxas does not know; nothing new is used.
-    newest = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
-    major, minor = map(int, find(r"release (\d+)\.(\d+)", newest))
-    known = f"{major - 4}.{minor}"
-    (written,) = find(r"\.version (\d+\.\d+)", ptx)
-    if float(written) > float(known):
-        ptx = ptx.replace(f".version {written}", f".version {known}")
-    source.write_text(ptx)
-    command = [ptxas, "-v", f"-arch=sm_{capability[0]}{capability[1]}", f"-maxrregcount={most}", str(source)]
-    done = subprocess.run([*command, "-o", str(tmp_path / "kernel.cubin")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(find(r"Used (\d+) registers", done.stderr)[0]) <= most
-    spilled = find(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    assert spilled == ("0", "0"), f"spills: {spilled}"
+    found = assemble(ptx, capability, most)
+    assert found.registers <= most
+    assert not found.spills, f"spills: {found}"
 
 
-def check_kernel(kind, dtype, backward, capability, tmp_path):
+def check_kernel(kind, dtype, backward, capability):
     kernel = make_kernel(kind, dtype, backward)
     ptx = compile_to_ptx(kernel.py_func, capability)
     assert f".target sm_{capability[0]}{capability[1]}" in ptx
     check_common(ptx)
     check_packs(kind, dtype, ptx)
-    check_assembled(ptx, capability, kernel.targetoptions["max_registers"], tmp_path)
+    check_assembled(ptx, capability, kernel.targetoptions["max_registers"])
 
 
 # The full table is 128 kernels; of them, every kernel, direction, type and capability comes at least once here.
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_instructions(kind, backward, tmp_path):
-    check_kernel(kind, "float32", backward, (9, 0), tmp_path)
+def test_instructions(kind, backward):
+    check_kernel(kind, "float32", backward, (9, 0))
 
 
 @pytest.mark.parametrize("kind", ["tiles", "strips", "pixels"])
-def test_instructions_on_an_older_device(kind, tmp_path):
-    check_kernel(kind, "bfloat16", False, (8, 0), tmp_path)
+def test_instructions_on_an_older_device(kind):
+    check_kernel(kind, "bfloat16", False, (8, 0))
 
 
 @pytest.mark.slow
@@ -112,8 +81,8 @@ def test_instructions_on_an_older_device(kind, tmp_path):
 @pytest.mark.parametrize("dtype", list(PACK))
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_instructions_of_all(kind, backward, dtype, capability, tmp_path):
-    check_kernel(kind, dtype, backward, capability, tmp_path)
+def test_instructions_of_all(kind, backward, dtype, capability):
+    check_kernel(kind, dtype, backward, capability)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
@@ -155,7 +124,19 @@ def test_single_loads_are_noticed():
         check_packs("pixels", "float32", ptx)
 
 
-def test_spills_are_noticed(tmp_path):
+def test_spills_are_noticed():
     ptx = compile_to_ptx(make_kernel("pixels", "float32", False).py_func, (9, 0))
     with pytest.raises(AssertionError, match="spills"):
-        check_assembled(ptx, (9, 0), 32, tmp_path)
+        check_assembled(ptx, (9, 0), 32)
+
+
+def test_the_census_counts_each_kernel_and_direction():
+    rows = list(census(("bundles",)))
+    assert [(row["kernel"], row["direction"]) for row in rows] == [("bundles", "forward"), ("bundles", "backward")]
+
+
+def test_without_ptxas_the_census_goes_on(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    row = next(census(("bundles",)))
+    assert row["registers"] is row["spills"] is None
+    assert row["16-byte loads"]
