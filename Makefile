@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install book translations test slow matrix lint format bench records notebooks lab clean
+.PHONY: help install book translations test slow matrix lint format bench records gpu notebooks lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ records: $(INSTALLED) ## measure the CPU records of the book anew: half an hour 
 	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= ATEN_CPU_CAPABILITY=avx2 \
 	  $(BENCHMARK) --studies cases --dtypes float32 --output book/records/cpu-avx2.json
 	$(BENCHMARK) --quick --compile --studies cases --modes forward --dtypes float32 --output book/records/cpu-compile.json
+
+gpu: $(INSTALLED) ## check and time the CUDA kernels on this machine's GPU, in nine minutes, into _build/gpu
+	$(BIN)/python tests/cuda/gpu_report.py
 
 notebooks: $(INSTALLED) ## write the chapters as notebooks into _build/notebooks
 	$(BIN)/python book/_ext/notebooks.py _build/notebooks
