@@ -58,9 +58,9 @@ bench: $(INSTALLED) ## time numba_pool against torch's native op on this machine
 BENCHMARK := $(BIN)/python -m numba_pool.benchmark
 records: $(INSTALLED) ## measure the CPU records of the book anew: half an hour in which nothing else may run
 	$(BENCHMARK) --output book/records/cpu.json
-	THP_MEM_ALLOC_ENABLE=1 $(BENCHMARK) --studies cases --dtypes float32 --output book/records/cpu-huge-pages.json
+	THP_MEM_ALLOC_ENABLE=1 $(BENCHMARK) --studies cases --dtypes float32 --threads $$(nproc) --output book/records/cpu-huge-pages.json
 	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= ATEN_CPU_CAPABILITY=avx2 \
-	  $(BENCHMARK) --studies cases --dtypes float32 --output book/records/cpu-avx2.json
+	  $(BENCHMARK) --studies cases --dtypes float32 --threads $$(nproc) --output book/records/cpu-avx2.json
 	$(BENCHMARK) --quick --compile --studies cases --modes forward --dtypes float32 --output book/records/cpu-compile.json
 
 gpu: $(INSTALLED) ## check and time the CUDA kernels on this machine's GPU, in nine minutes, into _build/gpu
