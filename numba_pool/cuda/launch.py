@@ -70,7 +70,7 @@ def _unusable(what, error):
     """Return the error to raise where numba-cuda fails: with anything, where it does not fit Numba or NumPy."""
     return ImportError(
         f"numba_pool {what}: {type(error).__name__}: {error}. {_advice()}. "
-        "numba-cuda 0.30 and earlier do not work with NumPy 2.5: there, install a newer numba-cuda or 'numpy<2.5'."
+        "numba-cuda 0.30 does not work with NumPy 2.5: there, pip install 'numpy<2.5'."
     )
 
 

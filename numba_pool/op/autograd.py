@@ -63,7 +63,8 @@ class _Pool:
 
     @staticmethod
     def forward(ctx, compute, input, output_size):
-        ctx.input_size, ctx.output_size = tuple(input.shape[-2:]), output_size
+        *_, h, w = input.shape
+        ctx.input_size, ctx.output_size = (h, w), output_size
         ctx.channels_last = is_channels_last(input)
         return compute(input, output_size)
 
@@ -81,7 +82,8 @@ class _PoolBackward:
 
     @staticmethod
     def forward(ctx, compute, grad_output, input_size, channels_last):
-        ctx.input_size, ctx.output_size = input_size, tuple(grad_output.shape[-2:])
+        *_, h, w = grad_output.shape
+        ctx.input_size, ctx.output_size = input_size, (h, w)
         ctx.channels_last = channels_last
         return compute(grad_output, input_size, channels_last)
 

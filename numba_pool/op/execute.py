@@ -43,17 +43,17 @@ def _pool(direction, source, target_size, reads_channels_last, channels_last):
     target = empty(shape, source, channels_last)
     if target_size == (h, w):
         return target.copy_(source)
-    _fill(direction, source, target, reads_channels_last)
+    _fill(direction, source, target, reads_channels_last, h, w, *target_size)
     return target
 
 
-def _fill(direction, source, target, reads_channels_last):
+def _fill(direction, source, target, reads_channels_last, h, w, th, tw):
     """Fill `target` from `source`, which is copied first where it does not lie in one piece of memory."""
     if not is_in_memory_order(source, reads_channels_last):
         samples = max(1, torch.get_num_threads() * PART * len(source) // source.numel())
         if source.is_cpu and samples < len(source):
             for part, its_target in zip(source.split(samples), target.split(samples), strict=True):
-                _fill(direction, part, its_target, reads_channels_last)
+                _fill(direction, part, its_target, reads_channels_last, h, w, th, tw)
             return
         source = empty(tuple(source.shape), source, reads_channels_last).copy_(source)
     if not source.is_cpu:
@@ -61,10 +61,8 @@ def _fill(direction, source, target, reads_channels_last):
 
         getattr(cuda, direction)(source, target)
         return
-    *batch, h, w = source.shape
-    N, C = batch if len(batch) == 2 else (1, *batch)
-    planes, C = (N, C) if reads_channels_last else (N * C, 1)
-    th, tw = target.shape[-2:]
+    C = source.size(1) if reads_channels_last else 1
+    planes = source.numel() // (h * w * C)
     tensor_type, threads = FLAT_TENSORS[source.dtype], torch.get_num_threads()
     if direction == "forward":
         cpu.forward(source, target, tensor_type, planes, h, w, th, tw, C, threads)
