@@ -9,12 +9,12 @@ import numpy as np
 
 
 def start_index(o, output_size, input_size):
-    """Return the first input index of the window of output `o`: ``floor(o * I / O)``."""
+    """Return where the window of output `o` starts: ``floor(o * I / O)``."""
     return (o * input_size) // output_size
 
 
 def end_index(o, output_size, input_size):
-    """Return one past the last input index of the window of output `o`: ``ceil((o + 1) * I / O)``."""
+    """Return where the window ends, excluded: ``ceil((o + 1) * I / O)``."""
     return ((o + 1) * input_size + output_size - 1) // output_size
 
 
