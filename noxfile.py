@@ -30,6 +30,9 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
 # These read the book and its pages, and say nothing of versions.
 NOT_OF_THE_PACKAGE = ("test_book.py", "test_notebooks.py", "browser")
 
+# What tests/conftest.py notes of the environment.
+NOTED = ("package", "system", "python", "numba_pool", "torch", "numba", "numpy", "numba-cuda")
+
 
 def extra(name):
     """Return the requirements of one of the package's extras; where it names another of them, those."""
@@ -121,7 +124,8 @@ def read(results):
     ]
     skipped = int(suite.get("skipped"))
     passed = int(suite.get("tests")) - len(failed) - skipped
-    return {**properties, "passed": passed, "skipped": skipped, "failed": failed}
+    noted = {name: properties[name] for name in NOTED}
+    return {**noted, "passed": passed, "skipped": skipped, "failed": failed}
 
 
 def keep(session_name, outcome):

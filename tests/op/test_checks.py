@@ -58,7 +58,7 @@ WRONG = [
     (X, (2.0, 3), TypeError, r"must be .* tuple of ints, but found element of type float at pos 0"),
     (X, (2, "3"), TypeError, r"must be .* tuple of ints, but found element of type str at pos 1"),
     (X, (True, 2), TypeError, r"must be .* tuple of ints, but found element of type bool at pos 0"),
-    (X, (np.bool_(True), 2), TypeError, r"must be .* tuple of ints, but found element of type bool at pos 0"),
+    (X, (np.bool_(True), 2), TypeError, r"must be .* tuple of ints, but found element of type bool_? at pos 0"),
     (X, ((2,), (3,)), TypeError, r"must be .* tuple of ints, but found element of type tuple at pos 0"),
     (X, 2**63, ValueError, r"elements of output_size must fit 64 bits, but received 9223372036854775808"),
     (X, (2**62, 2), RuntimeError, r"overflow"),
