@@ -178,7 +178,7 @@ def markup(text):
     """Return how often each piece of markup stands in a message, of all that a translation has to keep."""
     pieces = Counter()
     text = re.sub(r":([a-z:]+):(?=`)", r"{\1}", text)  # docstrings are reStructuredText, their translations Markdown
-    text = text.replace("{autolink}`", "`")  # its role without a name
+    text = re.sub(r"\{\w+\}`numba_pool\.(?:benchmark\.)?(\w+)`", r"`\1`", text)  # which has a role without a name
     for pattern in (
         r"\{[\w:-]+\}`[^`]*`",  # roles, before code
         r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)",  # code, before formulas

@@ -1,6 +1,5 @@
 """Local Sphinx extension: what the book needs beyond Jupyter Book's own settings."""
 
-import hashlib
 import re
 import shutil
 import sys
@@ -14,6 +13,7 @@ from pybtex.style.labels import BaseLabelStyle
 sys.path.insert(0, str(Path(__file__).parent))
 import chinese
 import editions
+import execution
 import notebooks
 
 ROOT = notebooks.ROOT
@@ -60,7 +60,7 @@ class AuthorYearLabels(BaseLabelStyle):
     def format_labels(self, sorted_entries):
         """Yield the label of every entry."""
         for entry in sorted_entries:
-            names = [" ".join(person.last_names) for person in entry.persons["author"]]
+            names = [" ".join(person.last_names).strip("{}") for person in entry.persons["author"]]
             names = names if len(names) < 3 else [f"{names[0]} et al."]
             yield f"{' and '.join(names)}, {entry.fields['year']}"
 
@@ -75,20 +75,9 @@ class AuthorYear(unsrt.Style):
 register_plugin("pybtex.style.formatting", "author_year", AuthorYear)
 
 
-def executed_sources_digest():
-    """Return a digest of all that a chapter's results depend on, beside its own text."""
-    files = [ROOT / "requirements.txt"]
-    for folder, suffix in ((ROOT / "numba_pool", ".py"), (ROOT / "book" / "records", ".json")):
-        files += sorted(folder.rglob(f"*{suffix}"))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def key_cache(app, config):
-    """Give every state of the package its own cache of results: Jupyter's key is the chapter's text alone."""
-    config.nb_execution_cache_path = str(ROOT / "_build" / ".jupyter_cache" / config.executed_sources_digest)
+    """Take the results of this very state of the package."""
+    config.nb_execution_cache_path = execution.cache_path()
 
 
 def drop_duplicate_scripts(app, pagename, templatename, context, doctree):
@@ -179,7 +168,7 @@ def prepare_catalogs(app):
 def setup(app):
     """Register the hooks."""
     app.connect("builder-inited", prepare_catalogs)
-    app.add_config_value("executed_sources_digest", executed_sources_digest(), "env")
+    app.add_config_value("executed_sources_digest", execution.sources_digest(), "env")
     app.add_config_value("tables_digest", chinese.digest(), "env")
     app.add_transform(editions.TranslateExercises)
     app.add_transform(chinese.AddSearchWords)

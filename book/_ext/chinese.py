@@ -60,6 +60,8 @@ def polish(app, doctree, docname):
     """Write the page as Chinese is written: emphasis, brackets, the words of tables, comments in code."""
     if app.config.language != LANGUAGE or app.builder.format != "html":
         return
+    for output in doctree.findall(lambda node: "cell_output" in getattr(node, "attributes", {}).get("classes", [])):
+        translate_output(output)
     for node in doctree.findall(nodes.emphasis):
         if HAN.search(node.astext()):
             node["classes"].append("han")
@@ -69,8 +71,6 @@ def polish(app, doctree, docname):
             title.replace(last, nodes.Text(last[:-1] + "）"))
             first = title.next_node(nodes.Text)
             first.parent.replace(first, nodes.Text("（" + first[2:]))
-    for output in doctree.findall(lambda node: "cell_output" in getattr(node, "attributes", {}).get("classes", [])):
-        translate_output(output)
     for block in doctree.findall(nodes.literal_block):
         if block.get("language") in PYTHON:
             code = comments.translated(block.astext(), editions.remarks())

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import comments
+import execution
 import notebooks
 import yaml
 from babel.messages.catalog import Catalog
@@ -134,7 +135,8 @@ def build_sphinx(folder, builder, strict, settings):
 
 
 def build():
-    """Build the Chinese edition. Executed chapters are taken from the cache that the editions share."""
+    """Execute the chapters, for both editions, and build the Chinese one."""
+    execution.fill_cache()
     output = ROOT / "_build" / LANGUAGE / "html"
     build_sphinx(output, "html", True, CHINESE)
     # Myst-nb writes beside its output, so this is built elsewhere and then put among the English pages.

@@ -4,6 +4,7 @@ import html.parser
 import re
 import urllib.parse
 
+import bs4
 import nbformat
 import pytest
 
@@ -19,6 +20,25 @@ if not PAGES:
 # Words that the book certainly holds, for each language of it.
 WORDS = {"en": ["window", "gradient", "DLPack"], "zh": ["窗口", "池化", "自适应平均池化", "DLPack"]}
 
+# Words of the reference page that Chinese readers come from, and of their trade: the first hit is the right page.
+ANSWERS = {
+    "尺寸": "using/any_size",
+    "对比": "using/comparison",
+    "提示": "using/cnn",
+    "函数定义": "intro",
+    "参数说明": "reference/api",
+    "适用场景": "using/comparison",
+    "普通池化": "using/regular",
+    "常见问题": "using/faq",
+    "使用场景": "intro",
+    "特征汇聚": "practice/cam",
+    "多尺度": "practice/scales",
+    "参数量": "using/cnn",
+    "核大小": "using/regular",
+    "步长": "using/regular",
+    "全局平均池化": "practice/classification",
+}
+
 # The editions share their templates, code, pictures and style sheets. So the Chinese pages are opened on the phone,
 # where they are tightest, and these in the other views too, with axe.
 SAMPLE = {"zh/book/intro.html", "zh/book/how/windows.html", "zh/book/measuring/losses.html", "zh/search.html"}
@@ -32,6 +52,8 @@ class Page(html.parser.HTMLParser):
         self.lang, self.redirect, self.links, self.ids, self.executed = "", "", [], {""}, False
         self.alternates = []
         self.feed((HTML / path).read_text(encoding="utf-8"))
+        if path == "index.html":
+            self.redirect = "book/intro.html"  # by its script
 
     def handle_starttag(self, tag, attributes):
         """Take notes of one element."""
@@ -181,6 +203,95 @@ def test_search_finds_words(browser, book, path):
         page.goto(f"{book}{path}?q=xyzzyqux")
         page.locator("#search-results p").filter(has_text=re.compile("[.。]")).last.wait_for()
         assert page.locator("#search-results ul.search li").count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ANSWERS)
+def test_search_leads_to_the_answer(browser, book, word):
+    with view(browser, "desktop", book) as context:
+        page = context.new_page()
+        page.goto(f"{book}zh/search.html?q={urllib.parse.quote(word)}")
+        first = page.locator("#search-results ul.search li a").first
+        first.wait_for()
+        assert f"zh/book/{ANSWERS[word]}.html" in page.evaluate("e => e.href", first.element_handle())
+
+
+def chinese_pages():
+    """Return the pages of the Chinese edition that hold text."""
+    return [path for path in PAGES if path.startswith("zh/book/")]
+
+
+def article(path):
+    """Return the text of a page as a tree, without its code and its formulas."""
+    tree = bs4.BeautifulSoup((HTML / path).read_text(encoding="utf-8"), "html.parser").article
+    for part in tree.select("pre, code, script, style, .math, .colon, dl.py > dt"):
+        part.decompose()
+    return tree
+
+
+@pytest.mark.parametrize("path", chinese_pages())
+def test_emphasis_is_rendered(path):
+    assert re.findall(r".{0,10}\*.{0,10}", article(path).get_text()) == []
+
+
+@pytest.mark.parametrize("path", chinese_pages())
+def test_dots_stand_under_chinese_alone(path):
+    han = re.compile("[\u3400-\u9fff]")
+    marked = [(bool(han.search(e.get_text())), "han" in e.get("class", [])) for e in article(path).select("em")]
+    assert all(chinese == dots for chinese, dots in marked)
+
+
+@pytest.mark.parametrize("path", [path for path in chinese_pages() if not path.endswith("changelog.html")])
+def test_punctuation_is_chinese(path):
+    text = " ".join(article(path).get_text().split())
+    assert re.findall("[\u3400-\u9fff] ?[,;:?!()] ?[\u3400-\u9fff]", text) == []
+
+
+@pytest.mark.parametrize(
+    ("languages", "edition"), [("zh-CN", "zh/book/"), ("zh-TW", "zh/book/"), ("en-US", "book/"), ("fr-FR", "book/")]
+)
+def test_entry_goes_to_the_language_of_the_browser(browser, book, languages, edition):
+    with view(browser, "desktop", book, locale=languages) as context:
+        page = context.new_page()
+        page.goto(book)
+        page.wait_for_url(f"{book}{edition}intro.html")
+
+
+def test_entry_remembers_the_choice(browser, book):
+    with view(browser, "desktop", book, locale="zh-CN") as context:
+        page = context.new_page()
+        page.goto(book)
+        page.wait_for_url(f"{book}zh/book/intro.html")
+        page.get_by_role("link", name="English", exact=True).click()
+        page.wait_for_url(f"{book}book/intro.html")
+        page.goto(book)
+        page.wait_for_url(f"{book}book/intro.html")
+
+
+def test_entry_works_from_a_file(browser):
+    context = browser.new_context(locale="zh-CN")
+    page = context.new_page()
+    page.goto((HTML / "index.html").as_uri())
+    page.wait_for_url((HTML / "zh/book/intro.html").as_uri())
+    context.close()
+
+
+def test_entry_without_script_offers_both(browser, book):
+    with view(browser, "desktop", book, java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(book)
+        assert page.get_by_role("link").count() == 2
+
+
+def test_language_changes_at_the_same_place(browser, book):
+    with view(browser, "desktop", book) as context:
+        page = context.new_page()
+        page.goto(f"{book}book/how/windows.html")
+        place = page.evaluate("document.querySelectorAll('article section[id]')[2].id")
+        page.goto(f"{book}book/how/windows.html#{place}")
+        page.get_by_role("link", name="中文", exact=True).click()
+        page.wait_for_url(f"{book}zh/book/how/windows.html#{place}")
+        assert page.locator(f"section[id='{place}']").count() == 1
 
 
 def picture_pages():
