@@ -124,6 +124,16 @@ def test_notebook_reads_outside_the_book(source):
     assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
 
 
+def test_the_contents_list_every_chapter_in_reading_order():
+    notebook = notebooks.contents()
+    nbformat.validate(notebook)
+    links = re.findall(r"^- \[.+\]\((.+)\)$", notebook.cells[0].source, re.MULTILINE)
+    first_page, *others = (notebooks.target_name(source).as_posix() for source in CHAPTERS)
+    assert links == others
+    assert first_page == "intro.ipynb"
+    assert links[1] == "using/basic.ipynb"
+
+
 def test_directives_become_plain_markdown(tmp_path):
     (tmp_path / "code.py").write_text(
         "import x\n\n\n@x.jit\ndef f():\n    return 1\n\n\ndef g():\n    pass\n", encoding="utf-8"

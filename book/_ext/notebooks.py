@@ -156,8 +156,26 @@ def target_name(source):
     return source.relative_to(ROOT / "book").with_suffix(".ipynb")
 
 
+def contents():
+    """Return a notebook that links all chapters in the order in which they are read, which no folder shows."""
+    lines = ["# All chapters, in reading order"]
+    for part in yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]:
+        sources = [ROOT / f"{chapter['file']}.md" for chapter in part["chapters"]]
+        if found := [source for source in sources if is_executable(source)]:
+            lines.append(f"## {part['caption']}")
+            lines.append("\n".join(f"- [{title(source)}]({target_name(source).as_posix()})" for source in found))
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n\n".join(lines))])
+
+
+def title(source):
+    """Return the title of the chapter in the file `source`."""
+    return re.findall(r"^# (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)[0]
+
+
 def main(folder):
-    """Write every chapter's notebook below `folder` and print its path."""
+    """Write every chapter's notebook below `folder`, and one that lists them, and print its path."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    nbformat.write(contents(), Path(folder) / "contents.ipynb")
     for source in chapters():
         target = Path(folder) / target_name(source)
         write(source, target)
