@@ -1,6 +1,7 @@
 """The book's sources keep the rules of the house, and its notebooks read well outside the book."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -322,3 +323,31 @@ def test_pins_lie_in_the_ranges_of_the_package():
     for needed in map(requirement, (*project["dependencies"], *used)):
         if needed.name != "numba_pool":
             assert needed.specifier.contains(pins[needed.name]), needed
+
+
+def test_what_is_claimed_was_tried():
+    """The record that `make matrix` writes holds every version of Python, torch, Numba and NumPy that is named."""
+    Version = pytest.importorskip("packaging.version").Version
+    requirement = pytest.importorskip("packaging.requirements").Requirement
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    runs = json.loads((ROOT / "book/records/versions.json").read_text(encoding="utf-8")).values()
+    assert not [run["failed"] for run in runs if run["failed"]]
+    tried = {
+        name: {Version(run[name].partition("+")[0]) for run in runs} for name in ("python", "torch", "numba", "numpy")
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    pythons = {f"{version.major}.{version.minor}" for version in tried["python"]}
+    claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert set(claimed) == pythons
+    assert project["requires-python"] == f">={min(pythons, key=Version)}"
+    systems = {run["system"].split()[0] for run in runs}
+    claimed = [name for name in project["classifiers"] if name.startswith("Operating System")]
+    assert {name.rpartition(" :: ")[2] for name in claimed} == systems
+
+    for dependency in map(requirement, project["dependencies"]):
+        (oldest,) = (Version(each.version) for each in dependency.specifier if each.operator == ">=")
+        assert oldest in tried[dependency.name], dependency
+    pins = dict(re.findall(r"^(torch|numba|numpy)==(\S+)", (ROOT / "requirements.txt").read_text(), re.M))
+    assert len(pins) == 3
+    assert any(all(run[name].partition("+")[0] == pin for name, pin in pins.items()) for run in runs)
