@@ -56,7 +56,7 @@ bench: $(INSTALLED) ## time numba_pool against torch's native op on this machine
 
 # On a quiet machine. Torch reads both of the variables at its start; the processor without AVX-512 is Numba's haswell.
 BENCHMARK := $(BIN)/python -m numba_pool.benchmark
-records: $(INSTALLED) ## measure the CPU records of the book anew: half an hour in which nothing else may run
+records: $(INSTALLED) ## measure the CPU records of the book anew: twenty minutes in which nothing else may run
 	$(BENCHMARK) --output book/records/cpu.json
 	THP_MEM_ALLOC_ENABLE=1 $(BENCHMARK) --studies cases --dtypes float32 --threads $$(nproc) --output book/records/cpu-huge-pages.json
 	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= ATEN_CPU_CAPABILITY=avx2 \
