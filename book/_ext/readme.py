@@ -70,7 +70,10 @@ def table(record, name):
         lines.append(f"| {title} | {' | '.join(times)} | {record.ratio(m)[0]:.2f} |")
     machine = record.machine
     note = NOTES[name].format(
-        cores=machine["cores"], name=machine["cpu"].partition(", L1d")[0], torch=machine["versions"]["torch"], date=machine["date"][:10]
+        cores=machine["cores"],
+        name=machine["cpu"].partition(", L1d")[0],
+        torch=machine["versions"]["torch"],
+        date=machine["date"][:10],
     )
     return "\n".join(lines) + f"\n\n{note}"
 
