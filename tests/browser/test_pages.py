@@ -148,8 +148,8 @@ def test_reader_changes_the_language(browser, book, name):
     "path",
     [
         "book/how/cpu_kernel.html",
-        "book/measuring/losses.html",
-        "zh/book/how/windows.html",
+        "book/how/dlpack.html",
+        "zh/book/how/cuda_kernel.html",
         "zh/book/measuring/cpu.html",
     ],
 )
