@@ -67,9 +67,10 @@ def count(pattern, ptx):
 
 
 def find(pattern, text):
-    """Return the groups of the first match, which there must be."""
+    """Return the groups of the first match."""
     match = re.search(pattern, text)
-    assert match, pattern
+    if match is None:
+        raise ValueError(f"no {pattern!r} in the text: {text[:200]!r}")
     return match.groups()
 
 
