@@ -51,11 +51,11 @@ format: $(INSTALLED) ## let ruff fix and format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+BENCHMARK := $(BIN)/python -m numba_pool.benchmark
 bench: $(INSTALLED) ## time numba_pool against torch's native op on this machine, in a few minutes
-	$(BIN)/python -m numba_pool.benchmark --quick
+	$(BENCHMARK) --quick
 
 # On a quiet machine. Torch reads both of the variables at its start; the processor without AVX-512 is Numba's haswell.
-BENCHMARK := $(BIN)/python -m numba_pool.benchmark
 records: $(INSTALLED) ## measure the CPU records of the book anew: twenty minutes in which nothing else may run
 	$(BENCHMARK) --output book/records/cpu.json
 	THP_MEM_ALLOC_ENABLE=1 $(BENCHMARK) --studies cases --dtypes float32 --threads $$(nproc) --output book/records/cpu-huge-pages.json

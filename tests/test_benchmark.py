@@ -263,7 +263,7 @@ class TestStatistics:
         assert "1 of 3" in str(report.summary_table(record))
         ((loser, ratio),) = report.losses(record)
         assert (loser.case, ratio) == ("slow", (0.5, 0.5, 0.5))
-        table = report.loss_table([(loser, ratio)], [("kind", lambda m, r: f"{m.case} {r[0]}")])
+        table = report.ratio_table([(loser, ratio)], [("kind", lambda m, r: f"{m.case} {r[0]}")])
         assert table.headers[-1] == "kind"
         assert table.rows[0][-1] == "slow 0.5"
 

@@ -74,7 +74,7 @@ def private_names(file, source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            # A tensor may go by any name, so in the part of torch every object is asked, but for a class's own.
+            # A tensor may go by any name, so in the part that knows torch every object is asked, but for a class's own.
             if is_private(node.attr) and (begins_with(name, ["torch"]) or part_of(file) == "op"):
                 yield from () if begins_with(name, ["self", "cls"]) else (name,)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):

@@ -14,7 +14,7 @@ import numba_pool
 from . import studies
 from .cases import ALL_DTYPES, CASES, LARGE, LAYOUTS, NEW_SIZES, SERIES, random_cases
 from .compare import compare
-from .providers import MODES, OURS, PROVIDERS, available_threads, memory_format
+from .providers import BASELINE, MODES, OURS, PROVIDERS, available_threads, memory_format
 from .records import Record, describe_machine
 from .report import describe
 from .timing import WrongResult
@@ -119,7 +119,7 @@ def compare_layers(options):
     if input.dim() == 4:
         input = input.contiguous(memory_format=memory_format(options.layout))
     size = options.size if len(options.size) == 2 else options.size[0]
-    layers = {"native": torch.nn.AdaptiveAvgPool2d(size), OURS: numba_pool.AdaptiveAvgPool2d(size)}
+    layers = {BASELINE: torch.nn.AdaptiveAvgPool2d(size), OURS: numba_pool.AdaptiveAvgPool2d(size)}
     return compare(layers, input, seconds=1)
 
 

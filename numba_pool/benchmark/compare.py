@@ -30,10 +30,13 @@ class Sentence:
 
     __repr__ = __str__
 
-    def _repr_html_(self):
-        """Return both; the book's style sheet shows the one in the language of its page."""
+    def as_html(self, tag):
+        """Return an element that holds both; the book's style sheet shows the one in the language of its page."""
         en, zh = html.escape(self.en), html.escape(self.zh)
-        return f'<p class="sentence"><span lang="en">{en}</span><span lang="zh-CN" hidden>{zh}</span></p>'
+        return f'<{tag} class="sentence"><span lang="en">{en}</span><span lang="zh-CN" hidden>{zh}</span></{tag}>'
+
+    def _repr_html_(self):
+        return self.as_html("p")
 
 
 @dataclass(frozen=True)

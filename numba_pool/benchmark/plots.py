@@ -14,10 +14,13 @@ from .providers import BASELINE, LIMIT, OURS
 from .report import summarize
 
 GRAY = "#808080"
+# What figures of the book's chapters share, and what those below add to it.
 STYLE: Any = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GRAY),
     "legend.frameon": False,
+}
+GRID: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRAY,
@@ -33,15 +36,10 @@ LAYOUTS = {"NCHW": ("#0072B2", "o"), "NHWC": ("#E69F00", "s")}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
-def most_threads(record):
-    """Return the largest number of threads of a record's cases."""
-    return max(m.threads for m in record.select(study="cases"))
-
-
-@rc_context(STYLE)
+@rc_context(STYLE | GRID)
 def overview(record):
     """Draw the geometric mean and the worst case of the ratios: a panel for each layout, a row for mode and type."""
-    groups = [g for g in summarize(record) if g.threads == most_threads(record)]
+    groups = [g for g in summarize(record) if g.threads == record.most_threads]
     names = list(dict.fromkeys(f"{g.dtype}, {g.mode}" for g in groups if g.layout in LAYOUTS))[::-1]
     figure = Figure(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
     for axes, layout in zip(figure.subplots(1, 2, sharey=True), LAYOUTS, strict=True):
@@ -59,11 +57,11 @@ def overview(record):
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | GRID)
 def ratios(record, mode, names=None, baseline=BASELINE, dtype="float32"):
     """Draw the ratio of every case, or of those in `names`; a line runs from the 20th to the 80th percentile."""
     points: dict[str, dict[str, tuple[float, ...]]] = {}
-    how = {"mode": mode, "dtype": dtype, "threads": most_threads(record), "layout": tuple(LAYOUTS)}
+    how = {"mode": mode, "dtype": dtype, "threads": record.most_threads, "layout": tuple(LAYOUTS)}
     for m in record.select(study="cases", provider=OURS, **how):
         if (names is None or m.case in names) and (ratio := record.ratio(m, baseline)):
             points.setdefault(m.title, {})[m.layout] = ratio
@@ -82,15 +80,13 @@ def ratios(record, mode, names=None, baseline=BASELINE, dtype="float32"):
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | GRID)
 def bandwidth(record, study="pixels", layout="NCHW"):
     """Draw gigabytes a second against the bytes of the input: native, numba_pool, and the limit of the memory."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward"), strict=True):
         for provider in (LIMIT, BASELINE, OURS):
-            found = record.select(
-                study=study, provider=provider, mode=mode, layout=layout, threads=most_threads(record)
-            )
+            found = record.select(study=study, provider=provider, mode=mode, layout=layout, threads=record.most_threads)
             found.sort(key=lambda m: m.bytes_moved)
             what = "reading the input" if mode == "forward" else "filling the gradient"
             label, line = (what, "--") if provider == LIMIT else (provider, "-" + MARKERS[provider])
@@ -106,7 +102,7 @@ def bandwidth(record, study="pixels", layout="NCHW"):
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | GRID)
 def threads(record, layout="NCHW"):
     """Draw the gain from more threads, for one huge plane and for many planes, beside the ideal."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")

@@ -122,6 +122,11 @@ class Record:
     def _by_key(self):
         return {(m.key, m.provider): m for m in self.measurements}
 
+    @cached_property
+    def most_threads(self):
+        """The largest number of threads that the cases were timed with."""
+        return max(m.threads for m in self.select(study="cases"))
+
     def partner(self, measurement, provider=BASELINE):
         """Return another provider's measurement of the same rounds, or None."""
         return self._by_key.get((measurement.key, provider))

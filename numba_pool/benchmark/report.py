@@ -40,10 +40,8 @@ class Table:
         shown, folded = self.rows[: self.visible], self.rows[self.visible :]
         text = self._write(shown, "html")
         if folded:
-            more = (
-                f'<span lang="en">{len(folded)} more rows</span><span lang="zh-CN" hidden>其余 {len(folded)} 行</span>'
-            )
-            text += f"<details><summary>{more}</summary>{self._write(folded, 'html')}</details>"
+            more = Sentence(f"{len(folded)} more rows", f"其余 {len(folded)} 行").as_html("summary")
+            text += f"<details>{more}{self._write(folded, 'html')}</details>"
         return text
 
 
@@ -112,7 +110,7 @@ def against_limit(record, smallest=32e6, window=16):
 
 def headline(record):
     """Say in one sentence how fast the record found numba_pool to be, and how often it was slower."""
-    threads = max(m.threads for m in record.select(study="cases"))
+    threads = record.most_threads
     groups = summarize(record)
     kinds = {"mode": "forward", "layout": "NCHW", "dtype": "float32", "threads": threads}
 
@@ -173,17 +171,13 @@ def summary_table(record, study="cases", baseline=BASELINE):
     return Table(("mode", "layout", "dtype", "threads", "mean", "worst", "worst case", "slower"), rows, 12)
 
 
-def loss_table(found, columns=()):
-    """Return the table of what `losses` found; `columns` are more: pairs of a header and a function of both."""
-    headers = ("case", "mode", "layout", "dtype", "threads", "ratio", "20–80 %", *(name for name, _ in columns))
+def ratio_table(found, columns=(), ratio="ratio"):
+    """Return the table of what `losses` or `against_limit` found.
+
+    `ratio` heads the column of ratios; `columns` are more: pairs of a header and a function of measurement and ratio.
+    """
+    headers = ("case", "mode", "layout", "dtype", "threads", ratio, "20–80 %", *(name for name, _ in columns))
     rows = [(*about(m), r[0], f"{r[1]:.2f}–{r[2]:.2f}", *(tell(m, r) for _, tell in columns)) for m, r in found]
-    return Table(headers, rows)
-
-
-def limit_table(found):
-    """Return the table of what `against_limit` found."""
-    headers = ("case", "mode", "layout", "dtype", "threads", "times the limit", "20–80 %")
-    rows = [(*about(m), r[0], f"{r[1]:.2f}–{r[2]:.2f}") for m, r in found]
     return Table(headers, rows)
 
 
@@ -226,10 +220,7 @@ def machine_table(machine):
         ("numba_pool", f"{machine['numba_pool']}, commit {machine['commit']}"),
         *machine["versions"].items(),
         ("threading layer", str(machine["threading_layer"])),
-        (
-            "huge pages",
-            f"{machine['huge_pages']}; torch {asks} for them",
-        ),
+        ("huge pages", f"{machine['huge_pages']}; torch {asks} for them"),
     ]
     return Table(("machine", ""), rows, len(rows))
 
@@ -246,9 +237,9 @@ def describe(record):
         else:
             parts += [study, case_table(record, study=study), summary_table(record, study)]
     if slower := losses(record):
-        parts += ["where numba_pool is slower", loss_table(slower)]
+        parts += ["where numba_pool is slower", ratio_table(slower)]
     if far := against_limit(record):
-        parts += ["against reading the input, or filling the gradient", limit_table(far)]
+        parts += ["against reading the input, or filling the gradient", ratio_table(far, ratio="times the limit")]
     if record.select(provider="torch.compile"):
         parts += ["against torch.compile", summary_table(record, baseline="torch.compile")]
     if record.first_results:

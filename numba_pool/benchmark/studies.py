@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .cases import Case
+from .compare import bound
 from .providers import LIMIT, bind, bind_limit, bytes_moved, make_input, memory_format, native
 from .records import Measurement
 from .timing import SAMPLERS, WrongResult, check, expect, interleave
@@ -125,12 +126,7 @@ def network_task(case, mode, layout, dtype, device):
             torch.manual_seed(0)
             model = NETWORKS[case](pool).to(device, input.dtype, memory_format=memory_format(layout))
         if mode == "forward":
-
-            def infer():
-                with torch.no_grad():
-                    return model(input)
-
-            return infer
+            return bound(model, input, mode)
         weights = tuple(model.parameters())
         grad_output = torch.ones_like(model(input))
         return lambda: torch.autograd.grad(model(input), weights, grad_output)[0]
