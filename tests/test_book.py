@@ -125,14 +125,24 @@ def test_notebook_reads_outside_the_book(source):
     assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
 
 
-def test_the_contents_list_every_chapter_in_reading_order():
-    notebook = notebooks.contents()
-    nbformat.validate(notebook)
-    links = re.findall(r"^- \[.+\]\((.+)\)$", notebook.cells[0].source, re.MULTILINE)
-    first_page, *others = (notebooks.target_name(source).as_posix() for source in CHAPTERS)
-    assert links == others
-    assert first_page == "intro.ipynb"
-    assert links[1] == "using/basic.ipynb"
+def test_folders_list_the_notebooks_in_reading_order():
+    names = list(notebooks.targets().values())
+    numbers = [name[:2] for name in names]
+    assert numbers == sorted(numbers)
+    assert {"00_intro.ipynb", "01_basic.ipynb", "07_windows.ipynb"} <= set(names)
+
+
+def test_every_notebook_links_the_next():
+    names = list(notebooks.targets().values())
+    ends = [notebooks.notebook(source).cells[-1].source for source in CHAPTERS]
+    assert ends[:-1] == [f"Next: [{name}]({name})" for name in names[1:]]
+    assert "Next" not in ends[-1]
+
+
+def test_links_in_notebooks_lead_to_notebooks():
+    text = "[a](../how/windows.md#part) and [`b`](basic.md), [c](../reference/api.md), [d](https://x.org/a.md)"
+    expected = "[a](07_windows.ipynb) and [`b`](01_basic.ipynb), c, [d](https://x.org/a.md)"
+    assert notebooks.plain(text, ROOT / "book" / "using") == expected
 
 
 def test_directives_become_plain_markdown(tmp_path):
@@ -167,7 +177,7 @@ Do it:
 ```{solution-end}
 ```"""
     plain = notebooks.plain(markdown, tmp_path)
-    assert plain.startswith("See `f`, the next page and [lin2013], or [this](other.ipynb#part).")
+    assert plain.startswith("See `f`, the next page and [lin2013], or this.")
     assert "> **Title**\n>\n> One line." in plain
     assert "```python\n@x.jit\ndef f():\n    return 1\n```\n\n```python\nreturn 1\n```" in plain
     assert "**Exercise: Name**\n\nDo it:\n```python\n1\n```" in plain

@@ -100,20 +100,14 @@ def link_known_name(app, env, node, contnode):
     return nodes.reference("", "", nodes.literal("", text), refuri=LINKS[name], internal=False)
 
 
-def notebook_of(app, pagename):
-    """Return the source of `pagename` and its notebook's name if the page is executable, else None."""
-    source = Path(app.env.doc2path(pagename))
-    return (source, notebooks.target_name(source)) if notebooks.is_executable(source) else None
-
-
 def offer_notebook(app, doctree, pagename):
     """Put a link to the page's own notebook under its title."""
-    if app.builder.format != "html" or not (found := notebook_of(app, pagename)):
+    target = notebooks.targets().get(Path(app.env.doc2path(pagename)))
+    if app.builder.format != "html" or not target:
         return
     up = "../" * pagename.count("/")
-    link = nodes.reference(
-        "", DOWNLOAD[app.config.language], refuri=f"{up}notebooks/{found[1].as_posix()}", classes=["download-notebook"]
-    )
+    url = f"{up}notebooks/chapters/{target}"
+    link = nodes.reference("", DOWNLOAD[app.config.language], refuri=url, classes=["download-notebook"])
     title = next(iter(doctree.findall(nodes.title)))
     title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link, classes=["download-notebook"]))
 
@@ -122,11 +116,11 @@ def write_notebooks(app, exception):
     """Write every executable page's notebook beside the pages."""
     if exception or app.builder.format != "html":
         return
-    for pagename in app.env.found_docs:
-        if found := notebook_of(app, pagename):
-            chinese_edition = app.config.language == editions.LANGUAGE
-            tables = (editions.messages(pagename), editions.remarks()) if chinese_edition else ()
-            notebooks.write(found[0], Path(app.outdir) / "notebooks" / found[1], *tables)
+    for source in notebooks.targets():
+        page = app.env.path2doc(source)
+        chinese_edition = app.config.language == editions.LANGUAGE
+        tables = (editions.messages(page), editions.remarks()) if chinese_edition else ()
+        notebooks.write(source, Path(app.outdir) / "notebooks", *tables)
     notebooks.copy_records(Path(app.outdir) / "notebooks")
 
 

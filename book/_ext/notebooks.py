@@ -4,6 +4,8 @@ Usage: python book/_ext/notebooks.py FOLDER
 """
 
 import ast
+import functools
+import itertools
 import re
 import shutil
 import sys
@@ -25,7 +27,7 @@ DIRECTIVE = re.compile(
 OPTION = re.compile(r"^:([\w-]+): ?(.*)$", re.MULTILINE)
 ROLE = re.compile(r"\{([\w:-]+)\}(`+)(.+?)\2", re.DOTALL)
 LABEL = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
-LINK = re.compile(r"(\]\([^)\s:]+)\.md(#[^)]*)?\)")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s:]+\.md)(?:#[^)]*)?\)")
 
 # Python code that the text includes.
 LISTING = re.compile(r"^(```python\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
@@ -33,17 +35,32 @@ LISTING = re.compile(r"^(```python\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
 # What stands before a message on its line: markers, a number, the bar of a table, a directive or one of its options.
 BEFORE_MESSAGE = r"^[^\w\n|]*|^[ ]*\d+\. |\|[ ]*|^[`:]+\{[\w:-]+\} |^:[\w-]+: "
 
-WORDS = {"Exercise": "练习", "Solution": "解答"}
+WORDS = {"Exercise": "练习", "Solution": "解答", "Next: ": "下一章："}
 
 CODE_ROLES = {"class", "func", "meth", "mod", "attr", "data", "exc", "obj"}
 
 
+@functools.cache
+def targets():
+    """Return the notebooks' names by executable source, in the order of the table of contents.
+
+    They begin with the chapters' numbers, so that folders list them in this order. A page that has no number takes the
+    one before it.
+    """
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    found, number = {}, 0
+    for part in [{"chapters": [{"file": toc["root"]}]}, *toc["parts"]]:
+        for chapter in part["chapters"]:
+            source = ROOT / f"{chapter['file']}.md"
+            number += part.get("numbered", False)
+            if is_executable(source):
+                found[source] = f"{number:02}_{source.stem}.ipynb"
+    return found
+
+
 def chapters():
     """Return the book's executable sources, in the order of the table of contents."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    names = re.findall(r"'(?:file|root)': '([^']+)'", repr(toc))
-    sources = [ROOT / f"{name}.md" for name in names]
-    return [source for source in sources if is_executable(source)]
+    return list(targets())
 
 
 def is_executable(source):
@@ -113,12 +130,17 @@ def plain(markdown, folder, words=None):
             return f"`{text.rpartition('.')[2] if match[3].startswith('~') else text}`"
         return f"${text}$" if kind == "math" else f"[{text}]" if kind.startswith("cite") else text
 
+    def link(match):
+        # Only executable pages have notebooks, and Jupyter names the sections of one in its own way.
+        target = targets().get((folder / match[2]).resolve())
+        return f"[{match[1]}]({target})" if target else match[1]
+
     markdown = DIRECTIVE.sub(directive, LABEL.sub("", markdown + "\n"))
-    return LINK.sub(r"\1.ipynb\2)", ROLE.sub(role, markdown)).strip("\n")
+    return LINK.sub(link, ROLE.sub(role, markdown)).strip("\n")
 
 
 def notebook(source, messages=None, remarks=None):
-    """Return the chapter in the file `source` as a notebook without outputs.
+    """Return the chapter in the file `source` as a notebook without outputs, which links the next one.
 
     The table `messages` translates its text, the table `remarks` the comments and docstrings of its code.
     """
@@ -134,52 +156,32 @@ def notebook(source, messages=None, remarks=None):
         elif remarks and cell.cell_type == "code":
             cell.source = comments.translated(cell.source, remarks)
     result.cells = [cell for cell in result.cells if cell.source]
+    if following := dict(itertools.pairwise(chapters())).get(source):
+        label, target = WORDS["Next: "] if messages else "Next: ", targets()[following]
+        result.cells.append(nbformat.v4.new_markdown_cell(f"{label}[{target}]({target})"))
     result.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     )
     return result
 
 
-def write(source, target, messages=None, remarks=None):
-    """Write the chapter in the file `source`, translated as in `notebook`, to the notebook file `target`."""
+def write(source, folder, messages=None, remarks=None):
+    """Write the chapter in the file `source`, translated as in `notebook`, below `folder`; return its path."""
+    target = Path(folder) / "chapters" / targets()[source]
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook(source, messages, remarks), target)
+    return target
 
 
 def copy_records(folder):
-    """Put the records beside the folders of notebooks, where the chapters look for them."""
+    """Put the records beside the folder of notebooks, where the chapters look for them."""
     shutil.copytree(ROOT / "book" / "records", Path(folder) / "records", dirs_exist_ok=True)
 
 
-def target_name(source):
-    """Return where the notebook of the chapter `source` lies, relative to the folder of all notebooks."""
-    return source.relative_to(ROOT / "book").with_suffix(".ipynb")
-
-
-def contents():
-    """Return a notebook that links all chapters in the order in which they are read, which no folder shows."""
-    lines = ["# All chapters, in reading order"]
-    for part in yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]:
-        sources = [ROOT / f"{chapter['file']}.md" for chapter in part["chapters"]]
-        if found := [source for source in sources if is_executable(source)]:
-            lines.append(f"## {part['caption']}")
-            lines.append("\n".join(f"- [{title(source)}]({target_name(source).as_posix()})" for source in found))
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n\n".join(lines))])
-
-
-def title(source):
-    """Return the title of the chapter in the file `source`."""
-    return re.findall(r"^# (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)[0]
-
-
 def main(folder):
-    """Write every chapter's notebook below `folder`, and one that lists them, and print its path."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    nbformat.write(contents(), Path(folder) / "contents.ipynb")
+    """Write every chapter's notebook below `folder`, and print its path."""
     for source in chapters():
-        target = Path(folder) / target_name(source)
-        write(source, target)
-        print(target)
+        print(write(source, folder))
     copy_records(folder)
 
 
