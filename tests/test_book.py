@@ -145,6 +145,25 @@ def test_links_in_notebooks_lead_to_notebooks():
     assert notebooks.plain(text, ROOT / "book" / "using") == expected
 
 
+def prose_words(source):
+    """Return how many words a chapter has, without its code."""
+    return sum(len(cell.source.split()) for cell in notebooks.notebook(source).cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("source", CHAPTERS, ids=name)
+def test_no_chapter_is_too_long(source):
+    assert prose_words(source) <= 2000
+
+
+def test_reading_paths_keep_their_minutes():
+    page = (BOOK / "intro.md").read_text(encoding="utf-8")
+    paths = re.findall(r"^\*\*.+\*\*, (\d+) minutes:\n\n((?:\d+\. .+\n)+)", page, re.MULTILINE)
+    assert len(paths) == 3
+    for minutes, steps in paths:
+        links = [BOOK / link for link in re.findall(r"\(([\w/]+\.md)\)", steps)]
+        assert int(minutes) / 2 < sum(map(prose_words, links)) / 200 <= int(minutes), links
+
+
 def test_directives_become_plain_markdown(tmp_path):
     (tmp_path / "code.py").write_text(
         "import x\n\n\n@x.jit\ndef f():\n    return 1\n\n\ndef g():\n    pass\n", encoding="utf-8"
