@@ -260,7 +260,7 @@ class TestStatistics:
         assert group.mean == pytest.approx((4 * 1 * 0.5) ** (1 / 3))
         assert [(ratio, m.case) for ratio, m in group.ratios] == [(0.5, "slow"), (1.0, "even"), (4.0, "fast")]
         assert group.share_below(1.0) == pytest.approx(1 / 3)
-        assert "1 of 3" in str(report.summary_table(record))
+        assert "1/3" in str(report.summary_table(record))
         ((loser, ratio),) = report.losses(record)
         assert (loser.case, ratio) == ("slow", (0.5, 0.5, 0.5))
         table = report.ratio_table([(loser, ratio)], [("kind", lambda m, r: f"{m.case} {r[0]}")])
@@ -497,7 +497,7 @@ class TestCompare:
             == "numba_pool is faster than native in 1 of 2 rows; it is 0.50 to 2.00 times as fast (2 threads)."
         )
         assert (
-            "2 行中有 1 行 numba_pool 比 native 快；速度是后者的 0.50 到 2.00 倍（2 个线程）。"
+            "2 行中有 1 行 numba_pool 比原生算子快；速度是后者的 0.50 到 2.00 倍（2 个线程）。"
             in sentence._repr_html_()
         )
 

@@ -17,6 +17,7 @@ WORDS = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
 HAN = re.compile(r"[\u3400-\u9fff]")
 HTML_CELL = re.compile(r"(<t[hd][^>]*>)([^<>]+)(?=</t[hd]>)")
 PYTHON = {"python", "ipython", "ipython3"}
+CODE = (nodes.FixedTextElement, nodes.literal)
 
 
 def digest():
@@ -31,13 +32,18 @@ def shown(text):
     return text if found == words else "，".join(found)
 
 
+def is_printed(node):
+    """Tell whether a node is the output of a cell or a table, such as that of the chapters' executions."""
+    return isinstance(node, nodes.table) or "cell_output" in getattr(node, "attributes", {}).get("classes", [])
+
+
 def translate_output(output):
     """Replace the words that code prints in tables, Markdown's and those of HTML, and in lines of their own."""
     for raw in output.findall(nodes.raw):
         html = HTML_CELL.sub(lambda match: match[1] + shown(match[2]), raw.astext())
         raw.children = [nodes.Text(html)]
     for node in list(output.findall(nodes.Text)):
-        whole = isinstance(node.parent, nodes.TextElement) and not isinstance(node.parent, nodes.FixedTextElement)
+        whole = isinstance(node.parent, nodes.TextElement) and not isinstance(node.parent, CODE)
         if whole and len(node.parent.children) == 1 and shown(node) != node:
             node.parent.replace(node, nodes.Text(shown(node)))
 
@@ -60,7 +66,7 @@ def polish(app, doctree, docname):
     """Write the page as Chinese is written: emphasis, brackets, the words of tables, comments in code."""
     if app.config.language != LANGUAGE or app.builder.format != "html":
         return
-    for output in doctree.findall(lambda node: "cell_output" in getattr(node, "attributes", {}).get("classes", [])):
+    for output in doctree.findall(is_printed):
         translate_output(output)
     for node in doctree.findall(nodes.emphasis):
         if HAN.search(node.astext()):

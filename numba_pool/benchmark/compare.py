@@ -88,11 +88,12 @@ class Comparison:
         shown = {key: f"{ratio:.2f}" for key, ratio in ratios.items()}
         faster = [key for key, ratio in shown.items() if float(ratio) > 1]
         least, most = (f"{pick(ratios.values()):.2f}" for pick in (min, max))
+        name_zh, baseline_zh = ("原生算子" if each == "native" else f" {each} " for each in (name, baseline))
         span_en, span_zh = (least, least) if least == most else (f"{least} to {most}", f"{least} 到 {most}")
         return Sentence(
             f"{name} is faster than {baseline} in {len(faster)} of {len(shown)} rows; "
             f"it is {span_en} times as fast ({self.threads} thread{'s' * (self.threads > 1)}).",
-            f"{len(shown)} 行中有 {len(faster)} 行 {name} 比 {baseline} 快；"
+            f"{len(shown)} 行中有 {len(faster)} 行{name_zh}比{baseline_zh}快；"
             f"速度是后者的 {span_zh} 倍（{self.threads} 个线程）。",
         )
 

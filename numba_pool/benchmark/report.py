@@ -167,7 +167,7 @@ def summary_table(record, study="cases", baseline=BASELINE):
         worst, m = group.ratios[0]
         slower = sum(ratio < 1 for ratio, _ in group.ratios)
         kind = group.mode, group.layout, group.dtype, group.threads
-        rows.append((*kind, group.mean, worst, m.title, f"{slower} of {len(group.ratios)}"))
+        rows.append((*kind, group.mean, worst, m.title, f"{slower}/{len(group.ratios)}"))
     return Table(("mode", "layout", "dtype", "threads", "mean", "worst", "worst case", "slower"), rows, 12)
 
 
@@ -198,7 +198,7 @@ def sizes_table(record):
     rows = []
     for m in record.select(study="sizes", provider=OURS):
         (_, C, *_), ratio = m.input_size, record.ratio(m)
-        rows.append((f"{C} channels → {m.output_size[0]}", m.mode, m.threads, len(m.samples), *ratio))
+        rows.append((f"{C}×H×W → {m.output_size[0]}", m.mode, m.threads, len(m.samples), *ratio))
     return Table(("case", "mode", "threads", "sizes", "ratio, median", "20 %", "80 %"), rows)
 
 

@@ -7,9 +7,10 @@ import urllib.parse
 import bs4
 import nbformat
 import pytest
+import yaml
 
 from .checker import CUT_OFF, PAPER, SETTLED, VIEWS, faults, view
-from .conftest import HTML
+from .conftest import HTML, ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -19,6 +20,9 @@ if not PAGES:
 
 # Words that the book certainly holds, for each language of it.
 WORDS = {"en": ["window", "gradient", "DLPack"], "zh": ["窗口", "池化", "自适应平均池化", "DLPack"]}
+
+# The Chinese words of printed tables, and the names that stay.
+WORDS_ZH = yaml.safe_load((ROOT / "book/locale/zh_CN/words.yml").read_text(encoding="utf-8"))
 
 # Words of the reference page that Chinese readers come from, and of their trade: the first hit is the right page.
 ANSWERS = {
@@ -245,6 +249,25 @@ def test_dots_stand_under_chinese_alone(path):
 def test_punctuation_is_chinese(path):
     text = " ".join(article(path).get_text().split())
     assert re.findall("[\u3400-\u9fff] ?[,;:?!()] ?[\u3400-\u9fff]", text) == []
+
+
+def english_words(head):
+    """Return the words of a table's head that should be Chinese: all but names and units, which the table lists."""
+    words = [word for word in re.split(", |，", head) if re.search("[A-Za-z]", word)]
+    return [word for word in words if not re.search("[\u3400-\u9fff]", word) and word not in WORDS_ZH["kept"]]
+
+
+@pytest.mark.parametrize("path", chinese_pages())
+def test_heads_of_tables_are_chinese(path):
+    """What is missing belongs in book/locale/zh_CN/words.yml."""
+    heads = {" ".join(cell.get_text().split()) for cell in article(path).select("th, thead td")}
+    assert {head: words for head in heads if (words := english_words(head))} == {}
+
+
+def test_english_head_is_noticed():
+    assert english_words("ratio, µs") == ["ratio"]
+    assert english_words("比值，median") == ["median"]
+    assert english_words("原生，µs") == english_words("20–80 %") == english_words("numba_pool, µs") == []
 
 
 @pytest.mark.parametrize(
