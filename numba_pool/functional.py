@@ -30,7 +30,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
         Shape ``(N, C, H, W)`` or ``(C, H, W)``; float32, float64, float16 or bfloat16; on a CPU or a CUDA device.
         H and W are at least 1; N and C may be 0.
         Contiguous and channels_last tensors are read in place.
-        Of any others a part is copied at a time, where that is needed; on a CUDA device, all at once.
+        Any other is copied first: on a CPU part by part, on a CUDA device as a whole.
     output_size : int or tuple of (int or None, int or None)
         ``(oH, oW)``, in elements; one int stands for a square, and None for the input's own size.
         It may be larger than the input, or 0.
@@ -61,8 +61,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     -----
     Derivatives of any order, forward-mode AD, ``torch.func``'s transforms and ``torch.compile`` are supported.
     ``torch.export`` and ONNX see torch's native operator, so an exported program does not need Numba.
-    In ONNX, with either operator, a program with a dynamic height or width is right for the example's sizes alone and
-    may be wrong for others without a word, but for an output of 1x1: so torch's exporter decomposes the operator.
+    An ONNX program with a dynamic height or width is right for the sizes of the example, and may be silently wrong for
+    others, except for an output of 1x1: torch's exporter decomposes either operator that way.
     The first call for each dtype compiles a kernel; see `precompile`.
 
     The windows are those of ATen, ``aten/src/ATen/native/AdaptivePooling.h``.

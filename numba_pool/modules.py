@@ -10,7 +10,7 @@ from .functional import adaptive_avg_pool2d
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     """Average-pool a feature map of any height and width to a given height and width.
 
-    The module of `adaptive_avg_pool2d`, where everything is said.
+    The module form of `adaptive_avg_pool2d`, whose documentation says everything.
     It is a subclass of :class:`torch.nn.AdaptiveAvgPool2d` without parameters or state, so ``isinstance`` checks and
     checkpoints go on working.
 

@@ -41,7 +41,7 @@ def pooling_windows(input_size, output_size):
 
     Notes
     -----
-    Neighbouring windows overlap by at most one element, and all lengths of an axis lie within one of each other.
+    Neighboring windows overlap by at most one element, and all lengths of an axis lie within one of each other.
     The outputs whose window holds input ``i`` are the window of ``i`` with the sizes' roles swapped,
     ``pooling_windows(output_size, input_size)``: the gradient is a gather.
 
