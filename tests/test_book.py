@@ -48,7 +48,13 @@ def imported(code):
 
 
 # What a chapter takes apart, which nobody should build on.
-TAKEN_APART = ("numba_pool.cpu.choose", "numba_pool.cpu.simd.", "numba_pool.cuda.plan.choose", "numba_pool.cuda.ptx")
+TAKEN_APART = (
+    "numba_pool.cpu.choose",
+    "numba_pool.cpu.simd.",
+    "numba_pool.cuda.plan.choose",
+    "numba_pool.cuda.ptx",
+    "numba_pool.dlpack.FLAT_TENSORS",
+)
 
 
 def private(dotted):
