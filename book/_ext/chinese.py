@@ -29,7 +29,7 @@ def shown(text):
     """Return what is shown for `text`, a whole cell of a table."""
     words = text.strip().split(", ")
     found = [WORDS["shown"].get(word, word) for word in words]
-    return text if found == words else "，".join(found)
+    return text if found == words and words[-1] != "µs" else "，".join(found)
 
 
 def is_printed(node):

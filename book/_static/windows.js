@@ -1,4 +1,4 @@
-// The picture to play with in "Windows": choose the sizes, point at a cell, see what it is connected with.
+// The picture to play with in "Windows": choose the sizes, point at a cell, see what it is connected to.
 // An output cell shows its window; an input cell shows the outputs that its gradient comes from.
 // No library: the script fills every <figure class="pool-windows" data-sizes="H W oH oW">.
 (() => {
@@ -12,9 +12,10 @@
       input: (h, w) => `Input x, ${h} × ${w}`,
       output: (h, w) => `Output y, ${h} × ${w}`,
       caption: "Point at an output cell to see its window on the input. "
-        + "Point at an input cell to see which outputs send it their gradient g. "
+        + "Point at an input cell to see which windows hold it; the last line is its gradient, "
+        + "made of the gradients g of those outputs. "
         + "By keyboard: Tab goes to a grid, the arrow keys walk through it. "
-        + "Blue: the cell that you point at. Orange, underlined: what it is connected with.",
+        + "Blue: the cell that you point at. Orange, underlined: what it is connected to.",
       window: (y, x, kh, kw) => `${y} is the mean of the window ${x}: ${kh} × ${kw} = ${kh * kw} elements.`,
       holders: (x, y, n) => n === 1 ? `${x} lies in one window, that of ${y}.` : `${x} lies in ${n} windows, those of ${y}.`,
       bounds: (rows, columns) => `Rows ${rows}; columns ${columns}.`,
@@ -27,7 +28,7 @@
       input: (h, w) => `输入 x，${h} × ${w}`,
       output: (h, w) => `输出 y，${h} × ${w}`,
       caption: "指向一个输出格，可看到它在输入上的窗口。"
-        + "指向一个输入格，可看到哪些输出把梯度 g 传给它。"
+        + "指向一个输入格，可看到哪些窗口包含它；最后一行是它的梯度，由这些输出的梯度 g 求出。"
         + "键盘操作：用 Tab 键进入网格，用方向键移动。"
         + "蓝色：所指的格子。橙色带下划线：与它相连的格子。",
       window: (y, x, kh, kw) => `${y} 是窗口 ${x} 的平均值：${kh} × ${kw} = ${kh * kw} 个元素。`,
