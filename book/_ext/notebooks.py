@@ -68,15 +68,16 @@ def is_executable(source):
     return source.suffix == ".md" and "\n```{code-cell}" in source.read_text(encoding="utf-8")
 
 
-def source_of(path, name, start=""):
-    """Return the source text of the function or class `name` in the file `path`, or its lines from `start` on."""
+def source_of(path, name, start="", end=""):
+    """Return the source text of the function or class `name` in the file `path`, or its lines from `start` to `end`."""
     text = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             lines = text.splitlines()[first - 1 : node.end_lineno]
             begin = next(i for i, line in enumerate(lines) if start in line)
-            return textwrap.dedent("\n".join(lines[begin:]))
+            last = next(i for i, line in enumerate(lines) if i >= begin and end in line) if end else len(lines)
+            return textwrap.dedent("\n".join(lines[begin : last + 1]))
     raise LookupError(f"{path} defines no {name}")
 
 
@@ -106,8 +107,8 @@ def plain(markdown, folder, words=None):
         options = dict(OPTION.findall(match["options"]))
         body = plain(match["body"].strip("\n"), folder, words)
         if name == "literalinclude":
-            path = folder / argument
-            return f"```python\n{source_of(path, options['pyobject'], options.get('start-at', ''))}\n```"
+            lines = options.get("start-at", ""), options.get("end-at", "")
+            return f"```python\n{source_of(folder / argument, options['pyobject'], *lines)}\n```"
         if name == "math":
             return f"$$\n{body}\n$$"
         if name == "raw" or not (body or argument):
