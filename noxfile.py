@@ -74,7 +74,7 @@ def try_newest(session):
 @nox.session(name="newest-cuda", python="3.12")
 def try_newest_with_cuda(session):
     """The newest versions that numba-cuda works with; the CUDA kernels are compiled, which needs no GPU."""
-    run_tests(session, *TEST)
+    run_tests(session, "torch", *TEST)  # first: what follows may then not hold it back
 
 
 def run_tests(session, *requirements):

@@ -92,7 +92,7 @@ class override_adaptive_avg_pool2d(TorchFunctionMode):
     -----
     Torch's mechanism for this is :class:`torch.overrides.TorchFunctionMode`: within the context, every call of a torch
     function from Python costs a few microseconds more.
-    With ``torch.compile``, call the compiled model within the context; torch 2.7 keeps its own function all the same.
+    With ``torch.compile``, call the compiled model within the context.
 
     Examples
     --------

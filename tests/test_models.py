@@ -135,8 +135,6 @@ def test_overridden_network(name, backend, monkeypatch):
     original = _build("torchvision", name).double()
     model, pooled = copy.deepcopy(original), []
     if backend:
-        if torch.__version__.startswith("2.7."):
-            pytest.skip("torch 2.7 keeps its own function all the same")
         torch._dynamo.reset()
         model = torch.compile(model, backend=_noting(pooled, backend))
     else:

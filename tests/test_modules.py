@@ -171,7 +171,6 @@ def test_override_changes_nothing_else(pooled):
     assert not pooled
 
 
-@pytest.mark.xfail(torch.__version__.startswith("2.7."), reason="torch 2.7 keeps its own function")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_override_a_compiled_model(backend):
     """The graph holds our operator within the context, and torch's outside of it."""

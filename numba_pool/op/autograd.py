@@ -7,7 +7,7 @@ Its gradient needs the shape of the input and never its values, and the gradient
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_dynamo_compiling
 
 from . import execute, library
 from .checks import check_input
@@ -17,6 +17,7 @@ from .torch_private import (
     below_autograd,
     enable_single_level_autograd_function,
     forward_mode_level,
+    is_exporting,
     is_watched,
     next_level,
     profiler_enabled,
@@ -34,7 +35,7 @@ def pool(input: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Pool a tensor; the result carries whatever derivatives torch asks for."""
     if not _is_plain(input):
         check_input(input)
-        if is_compiling() and is_exporting():  # a program that runs without this package
+        if is_exporting():  # a program that runs without this package
             return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
         return library.adaptive_avg_pool2d(input, output_size)
     oH, oW = output_size

@@ -39,6 +39,18 @@ except ImportError:
         return False
 
 
+if hasattr(torch.compiler, "_is_exporting_flag"):
+
+    def is_exporting() -> bool:
+        """Return whether torch.export makes a program.
+
+        While torch.compile traces, torch 2.8 to 2.11 hold the documented function to be true.
+        """
+        return torch.compiler._is_exporting_flag
+else:
+    is_exporting = torch.compiler.is_exporting
+
+
 def forward_mode_level() -> int:
     """Return the level of forward-mode AD that is entered, or -1; without torch's answer, as if one always were."""
     return getattr(forward_ad, "_current_level", 0)
@@ -60,6 +72,7 @@ __all__ = [
     "below_autograd",
     "enable_single_level_autograd_function",
     "forward_mode_level",
+    "is_exporting",
     "is_tracing",
     "is_watched",
     "is_zero_tensor",

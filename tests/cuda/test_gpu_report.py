@@ -133,10 +133,11 @@ def test_a_numpy_without_row_stack_comes_with_advice(monkeypatch):
 
     monkeypatch.setattr(gpu_parts, "SIMULATED", True)
     monkeypatch.setattr(gpu_parts, "load_kernels", fail)
+    monkeypatch.setattr(np, "row_stack", None, raising=False)
     with pytest.raises(SystemExit, match="row_stack") as plain:
         gpu_parts.device()
     assert "pip" not in str(plain.value)
-    monkeypatch.delattr(np, "row_stack", raising=False)
+    monkeypatch.delattr(np, "row_stack")
     with pytest.raises(SystemExit, match=r"pip install --no-index .*\n.*PYTHONPATH=\S*/older-numpy"):
         gpu_parts.device()
 

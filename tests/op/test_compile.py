@@ -75,6 +75,18 @@ def test_opcheck(operator, arguments):
     assert set(results.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("pool", [AdaptiveAvgPool2d(2), lambda x: adaptive_avg_pool2d(x, 2)], ids=["layer", "function"])
+def test_compiled_graphs_hold_the_operator(pool):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([name for name in operators(graph.graph) if "adaptive" in name])
+        return graph
+
+    torch.compile(pool, backend=keep, fullgraph=True)(torch.randn(2, 3, 7, 5))
+    assert graphs == [["numba_pool.adaptive_avg_pool2d.default"]]
+
+
 @each_backend
 @pytest.mark.parametrize("output_size", [(3, 2), 1, (None, 9)], ids=str)
 def test_compiled_training(backend, output_size):

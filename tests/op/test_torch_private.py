@@ -77,6 +77,12 @@ def tracing():
     assert "aten::adaptive_avg_pool2d" in str(program.graph)
     check(pool)
 
+def exporting():
+    pool = without(torch.compiler, "_is_exporting_flag")
+    from numba_pool.op import torch_private
+    assert torch_private.is_exporting is torch.compiler.is_exporting
+    check(pool)
+
 def profiling():
     pool = without(torch.autograd, "_profiler_enabled")
     from numba_pool.op import torch_private
@@ -107,7 +113,7 @@ def wrong():
     check(adaptive_avg_pool2d)
 
 for work in (
-    nothing, tracing, profiling, forward_mode,
+    nothing, tracing, exporting, profiling, forward_mode,
     watched(torch._C, "_are_functorch_transforms_active"), watched(torch._C, "_len_torch_dispatch_stack"),
     watched(torch._C._functorch, "is_functorch_wrapped_tensor"),
     watched(torch._C._functorch, "is_legacy_batchedtensor"),
@@ -121,7 +127,7 @@ for work in (
 def test_without_a_private_name_results_are_right():
     printed = spawn(PRELUDE + FALLBACKS).splitlines()
     assert printed == [
-        *("0 nothing", "0 tracing", "0 profiling", "0 forward_mode"),
+        *("0 nothing", "0 tracing", "0 exporting", "0 profiling", "0 forward_mode"),
         *["0 work"] * 4,
         "1 wrong",  # the check would notice
     ]
