@@ -138,7 +138,7 @@ _DLTENSOR = ir.LiteralStructType([_pointer, _int32, _int32, _int32, _int32, _siz
 
 @unbox(FlatTensor)
 def _unbox_flat_tensor(typ, tensor, c):
-    """Write the code that makes a tensor an argument: about 0.1 us, where ``np.from_dlpack`` takes 2."""
+    """Write the code that makes a tensor an argument."""
     builder = c.builder
     head = cgutils.alloca_once(builder, _DLTENSOR, zfill=True)
     function = ir.FunctionType(_int32, [tensor.type, head.type])

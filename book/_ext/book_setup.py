@@ -47,7 +47,7 @@ LINKS = {
     "torch.nn.functional.adaptive_avg_pool2d": TORCH + "generated/torch.nn.functional.adaptive_avg_pool2d.html",
 }
 
-LINE = {"en": "line", "zh_CN": "行"}
+AT_LINE = {"en": ", line {}", "zh_CN": "，第 {} 行"}
 
 CLOSING = re.compile(r"[,.;:!?)\]，。；：！？、）」”’]+")
 
@@ -145,10 +145,11 @@ def name_listings(app, doctree):
         source = Path(block.get("source", ""))
         if not source.is_relative_to(ROOT / "numba_pool"):
             continue
+        block["language"] = "python"  # which the translation of comments looks for
         first = block.astext().partition("\n")[0].strip()
         lines = source.read_text(encoding="utf-8").splitlines()
         number = next((i for i, line in enumerate(lines, 1) if line.strip() == first), None)
-        text = source.relative_to(ROOT).as_posix() + (f", {LINE[app.config.language]} {number}" if number else "")
+        text = source.relative_to(ROOT).as_posix() + (AT_LINE[app.config.language].format(number) if number else "")
         block.replace_self([nodes.paragraph("", "", nodes.literal("", text), classes=["listing"]), block])
 
 

@@ -35,7 +35,7 @@ LISTING = re.compile(r"^(```python\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
 # What stands before a message on its line: markers, a number, the bar of a table, a directive or one of its options.
 BEFORE_MESSAGE = r"^[^\w\n|]*|^[ ]*\d+\. |\|[ ]*|^[`:]+\{[\w:-]+\} |^:[\w-]+: "
 
-WORDS = {"Exercise": "练习", "Solution": "解答", "Next: ": "下一章："}
+WORDS = {"Exercise": "练习", "Solution": "解答", "Next": "下一章", ": ": "："}
 
 CODE_ROLES = {"class", "func", "meth", "mod", "attr", "data", "exc", "obj"}
 
@@ -101,6 +101,7 @@ def plain(markdown, folder, words=None):
     The table `words` translates the titles of directives.
     """
     words = words or {}
+    colon = words.get(": ", ": ")
 
     def directive(match):
         name, argument = match["name"], match["argument"].strip()
@@ -119,7 +120,7 @@ def plain(markdown, folder, words=None):
             return f"<details><summary>{words.get('Solution', 'Solution')}</summary>\n\n{body}\n\n</details>"
         if name.startswith(("solution", "exercise")):
             title = name.split("-")[0].capitalize()
-            title = words.get(title, title) + (f": {argument}" if name.startswith("exercise") and argument else "")
+            title = words.get(title, title) + (colon + argument if name.startswith("exercise") and argument else "")
             return "" if name.endswith("-end") else f"**{title}**\n\n{body}"
         title = argument or name.split(":")[-1].capitalize()
         return "\n".join(f"> {line}".rstrip() for line in f"**{title}**\n\n{body}".splitlines())
@@ -158,7 +159,7 @@ def notebook(source, messages=None, remarks=None):
             cell.source = comments.translated(cell.source, remarks)
     result.cells = [cell for cell in result.cells if cell.source]
     if following := dict(itertools.pairwise(chapters())).get(source):
-        label, target = WORDS["Next: "] if messages else "Next: ", targets()[following]
+        label, target = WORDS["Next"] + WORDS[": "] if messages else "Next: ", targets()[following]
         result.cells.append(nbformat.v4.new_markdown_cell(f"{label}[{target}]({target})"))
     result.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
