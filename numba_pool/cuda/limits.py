@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-# The widest load or store that a thread can issue.
+# The widest load or store of a thread on devices before compute capability 10.
 PACK_BYTES = 16
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

@@ -58,8 +58,9 @@ def pool_backward(grad_output: Tensor, input_size: tuple[int, int], channels_las
 class _Pool:
     """The derivatives of pooling; `compute` is what pools, below autograd.
 
-    ``forward`` fills `ctx` itself: with a separate ``setup_context``, torch binds the arguments by ``inspect`` at each
-    call, which costs more than pooling a small tensor does.
+    ``forward`` fills `ctx` itself: with a separate ``setup_context``, torch
+    binds the arguments by ``inspect`` at each call, which costs more than
+    pooling a small tensor does.
     """
 
     @staticmethod
