@@ -33,10 +33,11 @@ book: $(INSTALLED) ## execute and build the book into _build/html, its Chinese e
 translations: $(INSTALLED) ## bring the catalogs in book/locale up to date with the English sources
 	$(BIN)/python book/_ext/editions.py catalogs
 
+# Two processes, since most tests keep one core busy.
 test: $(INSTALLED) ## run the tests, less the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-slow: $(INSTALLED) ## run the slow tests: chapters as notebooks, built pages, real models
+slow: $(INSTALLED) ## run the slow tests: CUDA kernels in the simulator, chapters as notebooks, built pages, real models
 	$(BIN)/python -m pytest -m slow
 
 matrix: $(INSTALLED) ## test the installed package with the oldest, the pinned and the newest versions

@@ -1,7 +1,7 @@
 """The versions that the package claims to work with, tried one after the other: `make matrix`.
 
-Every session makes an environment of its own, installs the package's wheel into it and runs the fast tests against that
-wheel; the checkout's own `numba_pool` is out of reach.
+Every session makes an environment of its own, installs the package's wheel into it and runs the fast tests, and those in
+the simulator of CUDA, against that wheel; the checkout's own `numba_pool` is out of reach.
 A session whose interpreter is missing is skipped.
 What came out goes into `book/records/versions.json`, from which the book makes a table; sessions that did not run keep
 the entries that they have.
@@ -98,7 +98,7 @@ def run_tests(session, *requirements):
     session.chdir(folder)  # not where the package's sources are
     results = folder / "results.xml"
     session.run(
-        *("pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-m", "not slow"),
+        *("pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-m", "not slow or simulator"),
         *("-p", "no:cacheprovider", "--doctest-ignore-import-errors", f"--junitxml={results}"),
         *(f"--ignore={ROOT / 'tests' / name}" for name in NOT_OF_THE_PACKAGE),
         *("--pyargs", str(ROOT / "tests"), "numba_pool", *session.posargs),

@@ -12,6 +12,8 @@ from helpers import PACKAGES
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
+@pytest.mark.simulator
 def test_kernels_in_the_simulator():
     pytest.importorskip("numba_cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "in_simulator.py"), "-k"]

@@ -35,6 +35,8 @@ def test_every_puzzle_has_a_picture_of_its_own():
     assert pictures == [f"fig-{label}" for label in labels]
 
 
+@pytest.mark.slow
+@pytest.mark.simulator
 def test_answers_in_the_simulator():
     pytest.importorskip("numba.cuda", reason="needs numba-cuda (the extra `cuda13` or `cuda12`)")
     tests = Path(__file__).parent / "puzzles_in_simulator.py"
