@@ -1,7 +1,7 @@
 """The versions that the package claims to work with, tried one after the other: `make matrix`.
 
-Every session makes an environment of its own, installs the package's wheel into it and runs the fast tests, and those in
-the simulator of CUDA, against that wheel; the checkout's own `numba_pool` is out of reach.
+Every session makes an environment of its own, installs the package's wheel into it and runs the fast tests, and those
+in the simulator of CUDA, against that wheel; the checkout's own `numba_pool` is out of reach.
 A session whose interpreter is missing is skipped.
 What came out goes into `book/records/versions.json`, from which the book makes a table; sessions that did not run keep
 the entries that they have.

@@ -19,9 +19,6 @@ class Two:
     def __repr__(self):  # names tests
         return "Two()"
 
-    def __repr__(self):
-        return "Two()"
-
 
 X = torch.ones(2, 3, 5, 7)
 PIXELS = torch.ones(5, 7)
