@@ -38,6 +38,11 @@ CUT_OFF = """() => [...document.querySelectorAll("article :is(pre, table, img, s
 }).map(e => `cut off: ${e.tagName} ${e.textContent.trim().slice(0, 30)}`)"""
 
 
+# On a phone, a table may be wider than the page.
+SCROLLING_TABLES = """() => [...document.querySelectorAll("table")].filter(t => t.scrollWidth > t.clientWidth + 1)
+    .map(t => `a table scrolls: ${t.textContent.trim().replace(/\\s+/g, " ").slice(0, 30)}`)"""
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Serve files, and say nothing of it."""
 
@@ -98,6 +103,8 @@ def faults(context, site, path, axe, contrast=True):
         scroll, inner = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         if scroll > inner:
             found.append(f"overflows: {scroll} > {inner}")
+        if inner >= VIEWS["desktop"][0]:
+            found += page.evaluate(SCROLLING_TABLES)
         if axe:
             page.evaluate(axe)
             found += page.evaluate(AXE_RUN, [AXE_TAGS, contrast])

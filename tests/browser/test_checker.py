@@ -56,3 +56,10 @@ def test_fault_is_found(bench, axe, name, body):
         assert found[0].startswith("overflows: 20")
     else:
         assert sorted(found) == sorted(expected)
+
+
+def test_tables_scroll_on_the_phone_only(bench):
+    cell = "<td style='min-width: 2000px'>Wide.</td>"
+    table = f"<table style='display: block; overflow-x: auto; max-width: 100%'><tr>{cell}</tr></table>"
+    assert bench("desktop", table, None) == ["a table scrolls: Wide."]
+    assert bench("phone", table, None) == []
