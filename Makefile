@@ -71,7 +71,7 @@ notebooks: $(INSTALLED) ## write the chapters as notebooks into _build/notebooks
 	$(BIN)/python book/_ext/notebooks.py _build/notebooks
 
 lab: notebooks ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=_build/notebooks _build/notebooks/chapters/00_intro.ipynb
+	$(BIN)/jupyter lab --notebook-dir=_build/notebooks _build/notebooks/00_intro.ipynb
 
 clean: ## remove what was built, but keep .venv
 	rm -rf _build build dist .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -132,23 +132,27 @@ def test_notebook_reads_outside_the_book(source):
 
 
 def test_folders_list_the_notebooks_in_reading_order():
-    names = list(notebooks.targets().values())
-    numbers = [name[:2] for name in names]
+    first, *others = (target.as_posix() for target in notebooks.targets().values())
+    assert first == "00_intro.ipynb"
+    assert {"chapters/01_basic.ipynb", "chapters/07_windows.ipynb"} <= set(others)
+    numbers = [name.removeprefix("chapters/")[:2] for name in others]
     assert numbers == sorted(numbers)
-    assert {"00_intro.ipynb", "01_basic.ipynb", "07_windows.ipynb"} <= set(names)
 
 
 def test_every_notebook_links_the_next():
-    names = list(notebooks.targets().values())
-    ends = [notebooks.notebook(source).cells[-1].source for source in CHAPTERS]
-    assert ends[:-1] == [f"Next: [{name}]({name})" for name in names[1:]]
-    assert "Next" not in ends[-1]
+    names = [target.name for target in notebooks.targets().values()]
+    first, *others, last = (notebooks.notebook(source).cells[-1].source for source in CHAPTERS)
+    assert first == f"Next: [{names[1]}](chapters/{names[1]})"
+    assert others == [f"Next: [{name}]({name})" for name in names[2:]]
+    assert "Next" not in last
 
 
 def test_links_in_notebooks_lead_to_notebooks():
     text = "[a](../how/windows.md#part) and [`b`](basic.md), [c](../reference/api.md), [d](https://x.org/a.md)"
     expected = "[a](07_windows.ipynb) and [`b`](01_basic.ipynb), c, [d](https://x.org/a.md)"
-    assert notebooks.plain(text, ROOT / "book" / "using") == expected
+    assert notebooks.plain(text, BOOK / "using") == expected
+    assert notebooks.plain("[a](../intro.md)", BOOK / "using") == "[a](../00_intro.ipynb)"
+    assert notebooks.plain("[a](using/basic.md)", BOOK) == "[a](chapters/01_basic.ipynb)"
 
 
 def prose_words(source):

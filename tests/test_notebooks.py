@@ -29,8 +29,8 @@ def run(notebook, folder, limit=LIMIT):
 @pytest.mark.parametrize("source", notebooks.chapters(), ids=lambda source: f"{source.parent.name}-{source.stem}")
 def test_chapter_runs(source, tmp_path):
     notebooks.copy_records(tmp_path)
-    folder = tmp_path / "chapters"
-    folder.mkdir()
+    folder = tmp_path / notebooks.targets()[source].parent
+    folder.mkdir(exist_ok=True)
     assert run(notebooks.notebook(source), folder) < LIMIT
 
 

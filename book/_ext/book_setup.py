@@ -106,7 +106,7 @@ def offer_notebook(app, doctree, pagename):
     if app.builder.format != "html" or not target:
         return
     up = "../" * pagename.count("/")
-    url = f"{up}notebooks/chapters/{target}"
+    url = f"{up}notebooks/{target.as_posix()}"
     link = nodes.reference("", DOWNLOAD[app.config.language], refuri=url, classes=["download-notebook"])
     title = next(iter(doctree.findall(nodes.title)))
     title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link, classes=["download-notebook"]))

@@ -6,6 +6,7 @@ Usage: python book/_ext/notebooks.py FOLDER
 import ast
 import functools
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -42,10 +43,10 @@ CODE_ROLES = {"class", "func", "meth", "mod", "attr", "data", "exc", "obj"}
 
 @functools.cache
 def targets():
-    """Return the notebooks' names by executable source, in the order of the table of contents.
+    """Return the notebooks' paths by executable source, in the order of the table of contents.
 
-    They begin with the chapters' numbers, so that folders list them in this order. A page that has no number takes the
-    one before it.
+    Names begin with the chapters' numbers, so that folders list them in this order. A page that has no number takes the
+    one before it. As in the book, the first page lies beside the folder of records, and the chapters one folder below.
     """
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     found, number = {}, 0
@@ -54,8 +55,18 @@ def targets():
             source = ROOT / f"{chapter['file']}.md"
             number += part.get("numbered", False)
             if is_executable(source):
-                found[source] = f"{number:02}_{source.stem}.ipynb"
+                found[source] = folder_of(source.parent) / f"{number:02}_{source.stem}.ipynb"
     return found
+
+
+def folder_of(folder):
+    """Return where the notebooks of the sources in `folder` lie, relative to all notebooks."""
+    return Path() if folder == ROOT / "book" else Path("chapters")
+
+
+def link_to(target, folder):
+    """Return the path of the notebook `target` as one of a source in `folder` links it."""
+    return Path(os.path.relpath(target, folder_of(folder))).as_posix()
 
 
 def chapters():
@@ -135,7 +146,7 @@ def plain(markdown, folder, words=None):
     def link(match):
         # Only executable pages have notebooks, and Jupyter names the sections of one in its own way.
         target = targets().get((folder / match[2]).resolve())
-        return f"[{match[1]}]({target})" if target else match[1]
+        return f"[{match[1]}]({link_to(target, folder)})" if target else match[1]
 
     markdown = DIRECTIVE.sub(directive, LABEL.sub("", markdown + "\n"))
     return LINK.sub(link, ROLE.sub(role, markdown)).strip("\n")
@@ -160,7 +171,8 @@ def notebook(source, messages=None, remarks=None):
     result.cells = [cell for cell in result.cells if cell.source]
     if following := dict(itertools.pairwise(chapters())).get(source):
         label, target = WORDS["Next"] + WORDS[": "] if messages else "Next: ", targets()[following]
-        result.cells.append(nbformat.v4.new_markdown_cell(f"{label}[{target}]({target})"))
+        text = f"{label}[{target.name}]({link_to(target, source.parent)})"
+        result.cells.append(nbformat.v4.new_markdown_cell(text))
     result.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     )
@@ -169,14 +181,14 @@ def notebook(source, messages=None, remarks=None):
 
 def write(source, folder, messages=None, remarks=None):
     """Write the chapter in the file `source`, translated as in `notebook`, below `folder`; return its path."""
-    target = Path(folder) / "chapters" / targets()[source]
+    target = Path(folder) / targets()[source]
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook(source, messages, remarks), target)
     return target
 
 
 def copy_records(folder):
-    """Put the records beside the folder of notebooks, where the chapters look for them."""
+    """Put the records beside the notebooks, where these look for them."""
     shutil.copytree(ROOT / "book" / "records", Path(folder) / "records", dirs_exist_ok=True)
 
 
