@@ -28,8 +28,8 @@ def digest():
 def shown(text):
     """Return what is shown for `text`, a whole cell of a table."""
     words = text.strip().split(", ")
-    found = [WORDS["shown"].get(word, word) for word in words]
-    return text if found == words and words[-1] != "µs" else "，".join(found)
+    known = any(word in WORDS["shown"] or word in WORDS["kept"] for word in words)
+    return "，".join(WORDS["shown"].get(word, word) for word in words) if known else text
 
 
 def is_printed(node):

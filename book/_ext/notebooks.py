@@ -157,11 +157,12 @@ def notebook(source, messages=None, remarks=None):
 
     The table `messages` translates its text, the table `remarks` the comments and docstrings of its code.
     """
+    words = WORDS if messages else {}
     result = jupytext.read(source, fmt="md:myst")
     for cell in result.cells:
         if cell.cell_type == "markdown":
             text = translated(cell.source, messages) if messages else cell.source
-            cell.source = plain(text, source.parent, WORDS if messages else None)
+            cell.source = plain(text, source.parent, words)
             if remarks:
                 cell.source = LISTING.sub(
                     lambda match: match[1] + comments.translated(match[2], remarks) + match[3], cell.source
@@ -170,7 +171,7 @@ def notebook(source, messages=None, remarks=None):
             cell.source = comments.translated(cell.source, remarks)
     result.cells = [cell for cell in result.cells if cell.source]
     if following := dict(itertools.pairwise(chapters())).get(source):
-        label, target = WORDS["Next"] + WORDS[": "] if messages else "Next: ", targets()[following]
+        label, target = words.get("Next", "Next") + words.get(": ", ": "), targets()[following]
         text = f"{label}[{target.name}]({link_to(target, source.parent)})"
         result.cells.append(nbformat.v4.new_markdown_cell(text))
     result.metadata = nbformat.from_dict(
