@@ -165,8 +165,8 @@ SERIES = (
         for s in (14, 28, 56, 112, 224, 448, 896)
     ),
     *(
-        Case(f"{n} planes of {s}x{s}", "time against the number of threads", (1, n, s, s), (7, 7), study="threads")
-        for n, s in ((1, 4096), (256, 256))
+        Case(f"{planes} of {s}x{s}", "time against the number of threads", (1, n, s, s), (7, 7), study="threads")
+        for planes, n, s in (("1 plane", 1, 4096), ("256 planes", 256, 256))
     ),
 )
 

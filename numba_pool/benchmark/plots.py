@@ -114,8 +114,7 @@ def threads(record, layout="NCHW"):
             for provider in (BASELINE, OURS):
                 times = sorted((m.threads, m.median) for m in found if m.provider == provider and m.case == case)
                 gains = [times[0][1] / seconds for _, seconds in times]
-                name = f"{provider}, {case}".replace(" 1 planes", " 1 plane")
-                axes.plot(counts, gains, line + MARKERS[provider], color=COLORS[provider], label=name)
+                axes.plot(counts, gains, line + MARKERS[provider], color=COLORS[provider], label=f"{provider}, {case}")
         axes.set(title=mode, xlabel="threads", xticks=counts)
     figure.axes[0].set_ylabel("times as fast as with one thread")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
